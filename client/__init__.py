@@ -1,0 +1,1 @@
+"""One hospital: its cohort, its prepared volumes and its Flower ClientApp."""
