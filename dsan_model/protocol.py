@@ -1,0 +1,382 @@
+"""The messages between the centre and a site, as frozen dataclasses: the typed doorway to Flower's records.
+
+A message is a JSON head, checked field by field when it is read, and named arrays beside it. Nothing else in
+the project touches Flower's records. What does not fit is a ProtocolError, never a half-read message.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dsan_model.cases import Label, RatioGroup, SizeGroup
+from dsan_model.ensemble import EnsembleCounts, EnsembleWeights
+from dsan_model.metrics import ScoreCounts
+from dsan_model.network import NetworkConfig
+from dsan_model.sampling import Branch
+from dsan_model.training import TrainingConfig
+from dsan_model.weights import FlatWeights, Layout
+
+PROTOCOL_VERSION = 1
+BUFFER_BYTES = 64 * 1024 * 1024  # weights travel in buffers of this size: Flower pays for every array
+
+
+class Kind(StrEnum):
+    """What a message asks of a site; the values are Flower's message types."""
+
+    DESCRIBE = "query.describe"
+    ROUND = "train.round"
+    EVALUATE = "evaluate.models"
+    FIT_ENSEMBLE = "evaluate.fit_ensemble"
+    EXPLAIN = "evaluate.explain"
+
+
+class CaseSet(StrEnum):
+    """Which cases of a site a message is about."""
+
+    VALIDATION = "validation"  # those of the study's fold, which the site does not train on
+    HELD_OUT = "held-out"  # all of a site that does not train
+
+
+class ProtocolError(Exception):
+    """A record that is not the message it should be."""
+
+
+@dataclass(frozen=True)
+class StudyTerms:
+    """What every message says of the study, so that a site needs to remember nothing between two."""
+
+    name: str
+    digest: str  # of the study's configuration: finished work is kept under it
+    seed: int
+    input_shape_dhw: tuple[int, int, int]
+    recipe_digest: str  # of the preprocessing that the prepared volumes must come from
+    network: NetworkConfig
+    training: TrainingConfig
+    folds: int
+    fold: int
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class Demographics:
+    """One row of Table I of a site; ages and sexes are of patients, None where cohort.csv has none."""
+
+    label: Label
+    images: int
+    patients: int
+    ages: tuple[int, ...]  # histogram of the ages in whole years, 0 to 120
+    female: int
+    male: int
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Who are you, and what would you bring to this study?"""
+
+    terms: StudyTerms
+
+
+@dataclass(frozen=True)
+class SiteDescription:
+    """A site's answer: versions and counts, nothing of a single case."""
+
+    site: str
+    versions: dict[str, str]
+    recipe_digest: str
+    training_groups: dict[SizeGroup, int]
+    validation_groups: dict[SizeGroup, int]
+    demographics: tuple[Demographics, ...]
+    ratio_histogram: dict[Label, tuple[int, ...]]  # cases by bin of RATIO_EDGES, Fig. 1
+    left_out: dict[str, int]  # cases that could not be prepared, by the code of the finding
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """Validate the incoming weights of every branch, then train each branch from them."""
+
+    terms: StudyTerms
+    round: int  # from 1
+    group_probabilities: dict[SizeGroup, float]  # of size-balanced sampling, over all training sites
+    weights: dict[Branch, FlatWeights]
+
+
+@dataclass(frozen=True)
+class BranchTraining:
+    """What the training of one branch in one round came to."""
+
+    cases: int  # drawn
+    steps: int
+    seconds: float
+    learning_rate: float
+    classification_loss: float
+    attention_loss: float | None
+    drawn: dict[SizeGroup, int]
+
+
+@dataclass(frozen=True)
+class RoundReply:
+    """The trained weights, and how the incoming ones did on the site's validation cases."""
+
+    site: str
+    round: int
+    training: dict[Branch, BranchTraining]
+    validation: dict[Branch, ScoreCounts]
+    weights: dict[Branch, FlatWeights]
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Score cases with each branch and, if ensemble weights are given, with the dual-sampling model."""
+
+    terms: StudyTerms
+    cases: CaseSet
+    ensemble: EnsembleWeights | None
+    weights: dict[Branch, FlatWeights]
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Histograms of the scores, never scores; `infection_ratio` is what the ratio alone would score."""
+
+    site: str
+    seconds: float
+    branches: dict[Branch, ScoreCounts]
+    dual_sampling: ScoreCounts | None
+    infection_ratio: ScoreCounts
+
+
+@dataclass(frozen=True)
+class FitEnsembleRequest:
+    """Count the validation cases for each of the 101 weights of Eq. 5."""
+
+    terms: StudyTerms
+    weights: dict[Branch, FlatWeights]
+
+
+@dataclass(frozen=True)
+class FitEnsembleReply:
+    """A site's share of the search for the ensemble weights."""
+
+    site: str
+    seconds: float
+    counts: EnsembleCounts
+    infection_ratio: ScoreCounts
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """Compare the attention maps of COVID-19 cases with their infection masks; pictures stay at the site."""
+
+    terms: StudyTerms
+    cases: CaseSet
+    ensemble: EnsembleWeights
+    panels: int  # pictures to draw, spread over the groups of Table III
+    weights: dict[Branch, FlatWeights]
+
+
+@dataclass(frozen=True)
+class AttentionSums:
+    """Sums over the COVID-19 cases of one ratio group: divided by `cases` they are means."""
+
+    branch: Branch
+    group: RatioGroup
+    cases: int
+    dice_infection: float
+    mass_in_infection: float
+    mass_in_lung: float
+
+
+@dataclass(frozen=True)
+class ExplainReply:
+    """How well the attention maps of each branch lie on the infection."""
+
+    site: str
+    seconds: float
+    attention: tuple[AttentionSums, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A coded error instead of an answer; `message` names no patient, case or path."""
+
+    code: str
+    message: str
+
+
+Request = DescribeRequest | RoundRequest | EvaluateRequest | FitEnsembleRequest | ExplainRequest
+Reply = SiteDescription | RoundReply | EvaluateReply | FitEnsembleReply | ExplainReply | Refusal
+Message = TypeVar("Message", bound=Request | Reply)
+
+KINDS: dict[type, Kind] = {
+    DescribeRequest: Kind.DESCRIBE,
+    RoundRequest: Kind.ROUND,
+    EvaluateRequest: Kind.EVALUATE,
+    FitEnsembleRequest: Kind.FIT_ENSEMBLE,
+    ExplainRequest: Kind.EXPLAIN,
+}
+
+
+def encode(message: Request | Reply) -> RecordDict:
+    """The message as Flower's records: one JSON head, and the arrays beside it."""
+    kind = type(message)
+    arrays: dict[str, Array] = {}
+    head: dict[str, object] = {"message": kind.__name__, "protocol": PROTOCOL_VERSION}
+    for name in _bulk_fields(kind):
+        head[name] = _write_bulk(getattr(message, name), name, arrays)
+    adapter, head_type = _head_type(kind)
+    values = {item.name: getattr(message, item.name) for item in fields(head_type)}
+    head["fields"] = adapter.dump_python(head_type(**values), mode="json")
+    return RecordDict(
+        {
+            "head": ConfigRecord({"json": json.dumps(head, allow_nan=False)}),
+            "arrays": ArrayRecord(arrays),
+        }
+    )
+
+
+def decode(record: RecordDict, expected: type[Message]) -> Message | Refusal:
+    """The expected message, or the refusal that came in its place. ProtocolError on anything else."""
+    head = _read_head(record)
+    if head.get("protocol") != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the message speaks protocol {head.get('protocol')!r}, this installation speaks "
+            f"{PROTOCOL_VERSION}: install the same release of dsan-federated at the centre and at every site"
+        )
+    if head.get("message") == Refusal.__name__:
+        return _read(record, head, Refusal)
+    if head.get("message") != expected.__name__:
+        raise ProtocolError(f"expected a {expected.__name__}, found a {head.get('message')!r}")
+    return _read(record, head, expected)
+
+
+def size_bytes(record: RecordDict) -> int:
+    """Bytes that a message puts on the wire, but for a few of framing."""
+    arrays = sum(len(array.data) for array in record.array_records["arrays"].values())
+    return arrays + len(str(record.config_records["head"]["json"]))
+
+
+_BULK = {"weights", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}
+
+
+def _bulk_fields(kind: type) -> list[str]:
+    """The fields that travel as arrays."""
+    return [item.name for item in fields(kind) if item.name in _BULK]
+
+
+@cache
+def _head_type(kind: type) -> tuple[TypeAdapter[Any], type]:
+    """The dataclass of the fields that travel as JSON, and its strict reader."""
+    types = get_type_hints(kind)
+    bulk = _bulk_fields(kind)
+    head = make_dataclass(
+        kind.__name__, [(i.name, types[i.name]) for i in fields(kind) if i.name not in bulk], frozen=True
+    )
+    head.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    return TypeAdapter(head), head
+
+
+def _read_head(record: RecordDict) -> dict[str, Any]:
+    try:
+        head = json.loads(str(record.config_records["head"]["json"]))
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ProtocolError(f"the record has no readable head: {error}") from error
+    if not isinstance(head, dict):
+        raise ProtocolError("the head is not an object")
+    return head
+
+
+def _read(record: RecordDict, head: dict[str, Any], kind: type[Any]) -> Any:
+    adapter, _ = _head_type(kind)
+    try:
+        values = vars(adapter.validate_json(json.dumps(head["fields"]), strict=True))
+        arrays = record.array_records["arrays"]
+        bulk = {name: _read_bulk(head[name], name, arrays) for name in _bulk_fields(kind)}
+        return kind(**values, **bulk)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"not a {kind.__name__}: {where}: {first['msg']}") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a {kind.__name__}: {type(error).__name__}: {error}") from error
+
+
+_Bulk = FlatWeights | ScoreCounts | EnsembleCounts
+
+
+def _write_bulk(value: _Bulk | dict[Branch, Any] | None, name: str, arrays: dict[str, Array]) -> object:
+    """Put the arrays of a field into `arrays`; what is returned says in the head how to read them."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {"branches": {b: _write_bulk(v, f"{name}/{b}", arrays) for b, v in value.items()}}
+    if isinstance(value, FlatWeights):
+        return _write_weights(value, name, arrays)
+    counts = value.counts_LGB if isinstance(value, ScoreCounts) else value.counts_WSLB
+    arrays[name] = _array(np.ascontiguousarray(counts, np.int64))
+    return {"counts": type(value).__name__, "shape": list(counts.shape)}
+
+
+def _write_weights(weights: FlatWeights, name: str, arrays: dict[str, Array]) -> object:
+    floats = weights.floats.contiguous().numpy()
+    step = BUFFER_BYTES // 4
+    buffers = range(0, floats.size, step)
+    for index, start in enumerate(buffers):
+        arrays[f"{name}/floats/{index:03d}"] = _array(floats[start : start + step])
+    arrays[f"{name}/integers"] = _array(weights.integers.contiguous().numpy())
+    layout = weights.layout
+    return {
+        "buffers": len(buffers),
+        "layout": [layout.names, layout.is_float, layout.shapes],
+        "digest": weights.digest,
+    }
+
+
+def _read_bulk(form: Any, name: str, arrays: Mapping[str, Array]) -> Any:
+    if form is None:
+        return None
+    if "branches" in form:
+        return {Branch(b): _read_bulk(f, f"{name}/{b}", arrays) for b, f in form["branches"].items()}
+    if "layout" in form:
+        return _read_weights(form, name, arrays)
+    kind = {"ScoreCounts": ScoreCounts, "EnsembleCounts": EnsembleCounts}[form["counts"]]
+    return kind(_values(arrays[name], np.int64).reshape(form["shape"]))
+
+
+def _read_weights(form: Any, name: str, arrays: Mapping[str, Array]) -> FlatWeights:
+    names, is_float, shapes = form["layout"]
+    layout = Layout(
+        tuple(map(str, names)), tuple(map(bool, is_float)), tuple(tuple(map(int, s)) for s in shapes)
+    )
+    parts = [_values(arrays[f"{name}/floats/{i:03d}"], np.float32) for i in range(int(form["buffers"]))]
+    weights = FlatWeights(
+        layout,
+        torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.float32)),
+        torch.from_numpy(_values(arrays[f"{name}/integers"], np.int64).copy()),
+    )
+    for is_float_part, values in ((True, weights.floats), (False, weights.integers)):
+        if values.numel() != layout.numel(is_float_part):
+            raise ValueError(
+                f"{name}: the layout has {layout.numel(is_float_part)} values, found {values.numel()}"
+            )
+    if weights.digest != form["digest"]:
+        raise ValueError(f"{name}: the values do not have the digest that the message gives")
+    return weights
+
+
+def _array(values: npt.NDArray[Any]) -> Array:
+    return Array(dtype=str(values.dtype), shape=values.shape, stype="flat", data=values.tobytes())
+
+
+def _values(array: Array, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    if array.dtype != np.dtype(dtype).name or array.stype != "flat":
+        raise ValueError(f"expected flat {np.dtype(dtype).name}, found {array.stype} {array.dtype}")
+    return np.frombuffer(array.data, dtype)

@@ -1,0 +1,206 @@
+"""Training and prediction of one network on one site's cases (III-D, IV-C).
+
+Axis letters: B batch, D H W the input grid.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dsan_model.losses import total_loss
+from dsan_model.network import AttentionResNet, NetworkConfig, NetworkOutput
+
+Progress = Callable[[int, int], None]  # steps done, steps of the epoch
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a branch is trained; the defaults are the paper's (IV-C)."""
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    decay_every_epochs: int = 5
+    decay_factor: float = 0.1
+    batch_size: int = 20
+    local_epochs: int = 1
+    attention_weight: float = 0.5  # lambda of Eq. 4
+
+
+class Sample(NamedTuple):
+    """One prepared case as the network wants it."""
+
+    volume_DHW: Tensor  # float16 or float32, [0, 1], 0 outside the lungs
+    infection_DHW: Tensor  # bool
+    label: float  # 1.0 COVID-19, 0.0 CAP
+
+
+class Samples(Protocol):
+    """The cases of a site, by position."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, position: int) -> Sample: ...
+
+
+class Batch(NamedTuple):
+    """Samples stacked: (B, 1, D, H, W) float32, (B,) float32, (B, D, H, W) bool."""
+
+    volume_B1DHW: Tensor
+    label_B: Tensor
+    infection_BDHW: Tensor
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means over the cases of an epoch; `attention_loss` over its COVID-19 cases, None without any."""
+
+    cases: int
+    steps: int
+    classification_loss: float
+    attention_loss: float | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a site computes with: bfloat16 only where a GPU has it (on CPU its gradients are wrong)."""
+
+    device: torch.device
+    loader_workers: int = 0
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """bfloat16 on a GPU that has it, else None: float32."""
+        has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else None
+
+
+def learning_rate(config: TrainingConfig, epoch: int) -> float:
+    """The rate of a global epoch, counted from 0: divided by 10 after every 5 epochs (IV-C)."""
+    return config.learning_rate * config.decay_factor ** (epoch // config.decay_every_epochs)
+
+
+def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam as in IV-C; plain SGD is there to compare federated with pooled training."""
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.Adam(
+        network.parameters(), config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def build_network(config: NetworkConfig, state: dict[str, Tensor], device: torch.device) -> AttentionResNet:
+    """The network with given weights on a device; channels last, which is faster on CPU and GPU."""
+    with torch.device("meta"):
+        network = AttentionResNet(config)
+    network.to_empty(device=device)
+    network.load_state_dict(state)
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def batches(
+    samples: Samples, order: npt.NDArray[np.int64], batch_size: int, machine: Machine
+) -> Iterator[Batch]:
+    """The samples in the given order, stacked by `batch_size` and moved to the device."""
+    loader = DataLoader(
+        samples,  # type: ignore[arg-type]
+        batch_sampler=[order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)],
+        collate_fn=_stack,
+        num_workers=machine.loader_workers,
+        pin_memory=machine.device.type == "cuda",
+    )
+    for batch in loader:
+        yield Batch(*(tensor.to(machine.device, non_blocking=True) for tensor in batch))
+
+
+def train_epoch(
+    network: AttentionResNet,
+    optimiser: torch.optim.Optimizer,
+    epoch_batches: Iterator[Batch],
+    attention_weight: float,
+    machine: Machine,
+    progress: Progress = lambda done, steps: None,
+    steps: int = 0,
+) -> EpochResult:
+    """One pass over the batches, minimising Eq. 4; `attention_weight` 0 trains RN34 without attention."""
+    network.train()
+    totals = _Totals()
+    for step, batch in enumerate(epoch_batches, start=1):
+        losses = total_loss(
+            _forward(network, batch.volume_B1DHW, machine),
+            batch.label_B,
+            batch.infection_BDHW,
+            attention_weight,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        optimiser.step()
+        totals.add(batch, losses.classification, losses.attention)
+        progress(step, steps)
+    return totals.result()
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Let the optimiser's next steps use this rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+@torch.inference_mode()
+def predict(
+    network: AttentionResNet, case_batches: Iterator[Batch], machine: Machine
+) -> npt.NDArray[np.float64]:
+    """Logit of P(COVID-19) of every case, in the order of the batches."""
+    network.eval()
+    logits = [
+        _forward(network, batch.volume_B1DHW, machine).logit_B.double().cpu() for batch in case_batches
+    ]
+    return torch.cat(logits).numpy() if logits else np.empty(0)
+
+
+class _Totals:
+    """Sums over an epoch; they stay on the device until the end, so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self.cases = self.steps = 0
+        self.classification: list[Tensor] = []
+        self.attention: list[Tensor] = []
+        self.covid_cases: list[Tensor] = []
+
+    def add(self, batch: Batch, classification: Tensor, attention: Tensor | None) -> None:
+        self.cases += len(batch.label_B)
+        self.steps += 1
+        self.classification.append(classification.detach() * len(batch.label_B))
+        if attention is not None:
+            n_covid = batch.label_B.sum()
+            self.covid_cases.append(n_covid)
+            self.attention.append(attention.detach() * n_covid)
+
+    def result(self) -> EpochResult:
+        attention = None
+        if self.attention:
+            attention = float(torch.stack(self.attention).sum() / torch.stack(self.covid_cases).sum())
+        classification = float(torch.stack(self.classification).sum()) / self.cases
+        return EpochResult(self.cases, self.steps, classification, attention)
+
+
+def _forward(network: AttentionResNet, volume_B1DHW: Tensor, machine: Machine) -> NetworkOutput:
+    dtype = machine.autocast_dtype
+    with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
+        output: NetworkOutput = network(volume_B1DHW)
+    return output
+
+
+def _stack(samples: Sequence[Sample]) -> Batch:
+    volume = torch.stack([sample.volume_DHW for sample in samples]).float()[:, None]
+    return Batch(
+        volume.contiguous(memory_format=torch.channels_last_3d),
+        torch.tensor([sample.label for sample in samples]),
+        torch.stack([sample.infection_DHW for sample in samples]),
+    )

@@ -1,0 +1,175 @@
+"""study.toml: what a study varies. The defaults are the paper's; presets for small machines shrink them."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dsan_model.configuration import Strict, parse_configuration, read_configuration
+from dsan_model.network import NetworkConfig
+from dsan_model.preprocessing import PAPER_SHAPE_DHW, Recipe
+from dsan_model.protocol import StudyTerms
+from dsan_model.sampling import Branch
+from dsan_model.training import TrainingConfig
+
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
+Positive = Annotated[int, Field(gt=0)]
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+
+
+class InputTable(Strict):
+    """[input]: the grid that the network sees."""
+
+    shape_dhw: tuple[Positive, Positive, Positive] = PAPER_SHAPE_DHW
+    antialias: bool = False  # only where a preset shrinks the grid: the paper's two linear steps would alias
+
+
+class NetworkTable(Strict):
+    """[network]: the shape of the 3D ResNet (III-A)."""
+
+    blocks: tuple[Positive, Positive, Positive, Positive] = NetworkConfig.blocks
+    width: Positive = NetworkConfig.width
+    stem_kernel: Literal[3, 5, 7] = 7
+    stem_pool: bool = NetworkConfig.stem_pool
+
+
+class TrainingTable(Strict):
+    """[training]: optimiser, batch, schedule and loss (IV-C, Eq. 4)."""
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = TrainingConfig.learning_rate
+    weight_decay: Annotated[float, Field(ge=0)] = TrainingConfig.weight_decay
+    decay_every_epochs: Positive = TrainingConfig.decay_every_epochs
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = TrainingConfig.decay_factor
+    batch_size: Positive = TrainingConfig.batch_size
+    local_epochs: Positive = TrainingConfig.local_epochs
+    attention_weight: Annotated[float, Field(ge=0)] = TrainingConfig.attention_weight
+
+
+class SitesTable(Strict):
+    """[sites]: who must take part. Empty lists are filled from the sites that are there at the start."""
+
+    training: tuple[SiteName, ...] = ()
+    held_out: tuple[SiteName, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_site_has_two_roles(self) -> "SitesTable":
+        both = sorted(set(self.training) & set(self.held_out))
+        if both:
+            raise ValueError(f"{', '.join(both)}: a site trains or is held out, not both")
+        return self
+
+
+class ParticipationTable(Strict):
+    """[participation]: how long a round waits, and with how few training sites it may go on."""
+
+    deadline_h: Annotated[float, Field(gt=0)] = 12.0
+    quorum: Annotated[int, Field(ge=0)] = 0  # 0: all; a round that misses a site pauses the study
+    largest_relative_update: Annotated[float, Field(gt=0)] = 10.0  # norm of an update over that of the weights
+
+
+class StudyConfig(Strict):
+    """A whole study.toml."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    preset: str = "full"
+    rounds: Positive = 20
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=0)] = 0
+    baseline: bool = False  # train RN34 + US too
+    input: InputTable = InputTable()
+    network: NetworkTable = NetworkTable()
+    training: TrainingTable = TrainingTable()
+    sites: SitesTable = SitesTable()
+    participation: ParticipationTable = ParticipationTable()
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_the_folds(self) -> "StudyConfig":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: there are folds 0 to {self.folds - 1}")
+        return self
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The networks to train, in the order in which they are trained."""
+        return (Branch.US, Branch.SS, Branch.BASELINE) if self.baseline else (Branch.US, Branch.SS)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the sites must have prepared their volumes."""
+        return Recipe(shape_DHW=self.input.shape_dhw, antialias=self.input.antialias)
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """The network that every branch trains."""
+        return NetworkConfig(**self.network.model_dump())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides what a site computes; who takes part does not belong to it."""
+        text = self.model_dump_json(exclude={"sites", "participation", "preset"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def terms(self) -> StudyTerms:
+        """What the messages to the sites say of the study."""
+        return StudyTerms(
+            name=self.name,
+            digest=self.digest,
+            seed=self.seed,
+            input_shape_dhw=self.input.shape_dhw,
+            recipe_digest=self.recipe.digest,
+            network=self.network_config,
+            training=TrainingConfig(**self.training.model_dump()),
+            folds=self.folds,
+            fold=self.fold,
+            branches=self.branches,
+        )
+
+
+def read_study(path: Path) -> StudyConfig:
+    """A study.toml, checked. ConfigurationError says what is wrong in it."""
+    return read_configuration(path, StudyConfig)
+
+
+def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
+    """A study with the values of a preset; `full` is the paper's."""
+    return parse_configuration({"name": name, "seed": seed, "preset": preset, **PRESETS[preset]}, StudyConfig, preset)
+
+
+# What a preset shrinks so that two CPU cores learn in minutes. Never the method: network family, attention
+# module, losses, both samplings, batch size, ensemble and schedule (a tenth after every quarter) stay.
+PRESETS: dict[str, dict[str, object]] = {
+    "full": {},
+    "demo": {
+        "rounds": 24,
+        "input": {"shape_dhw": [24, 48, 48], "antialias": True},
+        "network": {"blocks": [1, 1, 1, 1], "width": 16, "stem_kernel": 3, "stem_pool": False},
+        "training": {"learning_rate": 2e-3, "decay_every_epochs": 6},
+    },
+    "tiny": {
+        "rounds": 2,
+        "input": {"shape_dhw": [16, 32, 32], "antialias": True},
+        "network": {"blocks": [1, 1, 1, 1], "width": 4, "stem_kernel": 3, "stem_pool": False},
+        "training": {"learning_rate": 2e-3},
+    },
+}
+
+
+def differences_from_paper(study: StudyConfig) -> list[tuple[str, str, str]]:
+    """What this study has, and the paper has not: (what, in the paper, here)."""
+    paper = StudyConfig(name="paper")
+    rows = []
+    for table in ("input", "network", "training"):
+        ours, theirs = getattr(study, table), getattr(paper, table)
+        for key in type(ours).model_fields:
+            if getattr(ours, key) != getattr(theirs, key):
+                rows.append((f"{table}.{key}", _text(getattr(theirs, key)), _text(getattr(ours, key))))
+    if study.rounds != paper.rounds:
+        rows.append(("rounds", str(paper.rounds), str(study.rounds)))
+    return rows
+
+
+def _text(value: object) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
