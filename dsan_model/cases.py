@@ -12,6 +12,7 @@ import numpy.typing as npt
 SMALL_COVID_BELOW = 0.030  # III-C: COVID-19 below this infection ratio is small
 LARGE_CAP_ABOVE = 0.001  # III-C: CAP above this infection ratio is large
 TABLE3_BOUNDS = (0.005, 0.030)  # IV-E
+RATIO_EDGES = (0.0, *(float(f"{10 ** (k / 5):.4g}") for k in range(-20, 1)))  # bins of Fig. 1: five a decade
 
 
 class Label(StrEnum):

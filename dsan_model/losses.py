@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dsan_model.network import ALPHA, BETA, NetworkOutput
+from dsan_model.network import ALPHA, BETA, NetworkOutput, is_flat
 
 SLAB_VOXELS = 1 << 19  # T exists for so many voxels at a time: a few MB, which stays in the cache
 
@@ -48,7 +48,8 @@ def attention_loss(cam_Bdhw: Tensor, infection_BDHW: Tensor) -> Tensor:
     T is never stored: forward and backward recompute it slab by slab from the small map.
     """
     cam = cam_Bdhw if cam_Bdhw.dtype == torch.float64 else cam_Bdhw.float()
-    loss_B: Tensor = _AttentionLoss.apply(cam, infection_BDHW)  # type: ignore[no-untyped-call]
+    with torch.autocast(cam.device.type, enabled=False):  # it would make the matrix products bfloat16
+        loss_B: Tensor = _AttentionLoss.apply(cam, infection_BDHW)  # type: ignore[no-untyped-call]
     return loss_B
 
 
@@ -96,7 +97,8 @@ class _Upsampling:
 
     def to_cam(self, gradient_BdF: Tensor) -> Tensor:
         """The transpose of the in-plane up-sampling: (B, d, H * W) to (B, d, h, w)."""
-        return self.to_H.T @ gradient_BdF.unflatten(2, self.in_plane_HW) @ self.to_W
+        gradient_BdHW = gradient_BdF.reshape(*gradient_BdF.shape[:2], *self.in_plane_HW)
+        return self.to_H.T @ gradient_BdHW @ self.to_W
 
 
 class _Slab:
@@ -151,8 +153,8 @@ def _statistics(upsampling: _Upsampling, infection_BDHW: Tensor) -> _Statistics:
 
 def _exponents(planes_BdF: Tensor, low_B: Tensor, high_B: Tensor) -> Tensor:
     """alpha (A - beta) of Eq. 2 before its up-sampling, A being normalised; a flat map counts as zero."""
-    slope = torch.where(high_B == low_B, 0.0, ALPHA / (high_B - low_B))
-    offset = torch.where(high_B == low_B, 0.0, slope * low_B) + ALPHA * BETA
+    slope = torch.where(is_flat(low_B, high_B), 0.0, ALPHA / (high_B - low_B))
+    offset = slope * low_B + ALPHA * BETA
     return planes_BdF * slope[:, None, None] - offset[:, None, None]
 
 
@@ -176,7 +178,7 @@ def _gradient(upsampling: _Upsampling, infection_BDHW: Tensor, statistics: _Stat
     at_low, at_high = _ties(upsampling, low), _ties(upsampling, high)
     by_plane = through_value - at_high * _per_case(through_high, at_high)[..., 0]
     by_plane += at_low * _per_case(through_high - total, at_low)[..., 0]
-    scale = torch.where(high == low, 0.0, 2 * ALPHA / area / (high - low))
+    scale = torch.where(is_flat(low, high), 0.0, 2 * ALPHA / area / (high - low))
     return upsampling.to_cam(by_plane) * _per_case(scale, planes)
 
 
@@ -196,4 +198,3 @@ def _ties(upsampling: _Upsampling, extreme_B: Tensor) -> Tensor:
 def _per_case(value_B: Tensor, like: Tensor | None = None) -> Tensor:
     value = value_B if like is None else value_B.to(like.dtype)
     return value[:, None, None, None]
-

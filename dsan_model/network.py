@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 ALPHA = 100.0  # Eq. 2: slope of the soft mask
 BETA = 0.4  # Eq. 2: threshold of the soft mask
+FLAT_WITHIN_ULP = 32  # a map that varies by less is flat: the variation is the rounding of its up-sampling
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,17 @@ def attention_feature_map(features_BCdhw: Tensor, fc_weight_1C: Tensor) -> Tenso
 def attention_map(cam_Bdhw: Tensor, size_DHW: tuple[int, int, int]) -> Tensor:
     """Eq. 2: T(A), (B, D, H, W) in float32: up-sampled, min-max normalised per case, soft-masked.
 
-    An all-zero map stays zero before the sigmoid. Float32 throughout: in bfloat16 T errs by up to 0.11.
+    A map without contrast, as one of zeros, is zero before the sigmoid. Float32 throughout: in bfloat16 T
+    errs by up to 0.11.
     """
     upsampled = F.interpolate(cam_Bdhw.float()[:, None], size_DHW, mode="trilinear", align_corners=False)
     normalised_BDHW = _min_max(upsampled[:, 0])
     return torch.sigmoid(ALPHA * (normalised_BDHW - BETA))
+
+
+def is_flat(low: Tensor, high: Tensor) -> Tensor:
+    """Whether maps with these extremes have no contrast; normalised, their rounding would fill [0, 1]."""
+    return high - low <= FLAT_WITHIN_ULP * torch.finfo(high.dtype).eps * high.abs()
 
 
 def initial_state(config: NetworkConfig, seed: int) -> dict[str, Tensor]:
@@ -129,6 +136,6 @@ def _initialise(network: nn.Module) -> None:
 
 def _min_max(map_BDHW: Tensor) -> Tensor:
     low = map_BDHW.amin(dim=(1, 2, 3), keepdim=True)
-    span = map_BDHW.amax(dim=(1, 2, 3), keepdim=True) - low
-    is_flat = span == 0
-    return torch.where(is_flat, torch.zeros_like(map_BDHW), (map_BDHW - low) / span.masked_fill(is_flat, 1.0))
+    high = map_BDHW.amax(dim=(1, 2, 3), keepdim=True)
+    flat = is_flat(low, high)
+    return torch.where(flat, 0.0, (map_BDHW - low) / (high - low).masked_fill(flat, 1.0))

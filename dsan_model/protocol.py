@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -208,6 +208,7 @@ class ExplainReply:
 class Refusal:
     """A coded error instead of an answer; `message` names no patient, case or path."""
 
+    site: str  # empty if the site's own configuration cannot be read
     code: str
     message: str
 
@@ -232,7 +233,7 @@ def encode(message: Request | Reply) -> RecordDict:
     head: dict[str, object] = {"message": kind.__name__, "protocol": PROTOCOL_VERSION}
     for name in _bulk_fields(kind):
         head[name] = _write_bulk(getattr(message, name), name, arrays)
-    adapter, head_type = _head_type(kind)
+    adapter, head_type = _head_type(kind)  # type: ignore[arg-type] # mypy asks whether instances are hashable
     values = {item.name: getattr(message, item.name) for item in fields(head_type)}
     head["fields"] = adapter.dump_python(head_type(**values), mode="json")
     return RecordDict(
@@ -267,9 +268,10 @@ def size_bytes(record: RecordDict) -> int:
 _BULK = {"weights", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}
 
 
-def _bulk_fields(kind: type) -> list[str]:
-    """The fields that travel as arrays."""
-    return [item.name for item in fields(kind) if item.name in _BULK]
+def _bulk_fields(kind: type) -> dict[str, Any]:
+    """Name and declared type of the fields that travel as arrays."""
+    types = get_type_hints(kind)
+    return {item.name: types[item.name] for item in fields(kind) if item.name in _BULK}
 
 
 @cache
@@ -287,25 +289,30 @@ def _head_type(kind: type) -> tuple[TypeAdapter[Any], type]:
 def _read_head(record: RecordDict) -> dict[str, Any]:
     try:
         head = json.loads(str(record.config_records["head"]["json"]))
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the record has no readable head: {error}") from error
     if not isinstance(head, dict):
         raise ProtocolError("the head is not an object")
     return head
 
 
-def _read(record: RecordDict, head: dict[str, Any], kind: type[Any]) -> Any:
-    adapter, _ = _head_type(kind)
+def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Message:
+    adapter, _ = _head_type(kind)  # type: ignore[arg-type] # mypy asks whether instances are hashable
+    bulk_types = _bulk_fields(kind)
+    unknown = sorted(set(head) - {"message", "protocol", "fields", *bulk_types})
+    if unknown:
+        raise ProtocolError(f"not a {kind.__name__}: unknown keys {unknown}")
     try:
         values = vars(adapter.validate_json(json.dumps(head["fields"]), strict=True))
         arrays = record.array_records["arrays"]
-        bulk = {name: _read_bulk(head[name], name, arrays) for name in _bulk_fields(kind)}
-        return kind(**values, **bulk)
+        bulk = {name: _read_bulk(head[name], name, of, arrays) for name, of in bulk_types.items()}
+        message: Message = kind(**values, **bulk)
+        return message
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ProtocolError(f"not a {kind.__name__}: {where}: {first['msg']}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ProtocolError(f"not a {kind.__name__}: {type(error).__name__}: {error}") from error
 
 
@@ -322,7 +329,7 @@ def _write_bulk(value: _Bulk | dict[Branch, Any] | None, name: str, arrays: dict
         return _write_weights(value, name, arrays)
     counts = value.counts_LGB if isinstance(value, ScoreCounts) else value.counts_WSLB
     arrays[name] = _array(np.ascontiguousarray(counts, np.int64))
-    return {"counts": type(value).__name__, "shape": list(counts.shape)}
+    return {"shape": list(counts.shape)}
 
 
 def _write_weights(weights: FlatWeights, name: str, arrays: dict[str, Array]) -> object:
@@ -340,14 +347,15 @@ def _write_weights(weights: FlatWeights, name: str, arrays: dict[str, Array]) ->
     }
 
 
-def _read_bulk(form: Any, name: str, arrays: Mapping[str, Array]) -> Any:
-    if form is None:
-        return None
-    if "branches" in form:
-        return {Branch(b): _read_bulk(f, f"{name}/{b}", arrays) for b, f in form["branches"].items()}
-    if "layout" in form:
+def _read_bulk(form: Any, name: str, kind: Any, arrays: Mapping[str, Array]) -> Any:
+    """What `_write_bulk` wrote, as the type that the message declares and as no other."""
+    if get_origin(kind) is dict:
+        _, each = get_args(kind)
+        return {Branch(b): _read_bulk(f, f"{name}/{b}", each, arrays) for b, f in form["branches"].items()}
+    if kind == ScoreCounts | None:
+        return None if form is None else _read_bulk(form, name, ScoreCounts, arrays)
+    if kind is FlatWeights:
         return _read_weights(form, name, arrays)
-    kind = {"ScoreCounts": ScoreCounts, "EnsembleCounts": EnsembleCounts}[form["counts"]]
     return kind(_values(arrays[name], np.int64).reshape(form["shape"]))
 
 

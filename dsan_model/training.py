@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dsan_model.losses import total_loss
 from dsan_model.network import AttentionResNet, NetworkConfig, NetworkOutput
 
-Progress = Callable[[int, int], None]  # steps done, steps of the epoch
+Progress = Callable[[int], None]  # steps done
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def batches(
     samples: Samples, order: npt.NDArray[np.int64], batch_size: int, machine: Machine
 ) -> Iterator[Batch]:
     """The samples in the given order, stacked by `batch_size` and moved to the device."""
-    loader = DataLoader(
-        samples,  # type: ignore[arg-type]
+    loader: DataLoader[Batch] = DataLoader(
+        samples,  # type: ignore[arg-type] # any sequence does, torch asks for its own class
         batch_sampler=[order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)],
         collate_fn=_stack,
         num_workers=machine.loader_workers,
@@ -125,8 +125,7 @@ def train_epoch(
     epoch_batches: Iterator[Batch],
     attention_weight: float,
     machine: Machine,
-    progress: Progress = lambda done, steps: None,
-    steps: int = 0,
+    progress: Progress = lambda done: None,
 ) -> EpochResult:
     """One pass over the batches, minimising Eq. 4; `attention_weight` 0 trains RN34 without attention."""
     network.train()
@@ -139,10 +138,10 @@ def train_epoch(
             attention_weight,
         )
         optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call] # torch's
         optimiser.step()
         totals.add(batch, losses.classification, losses.attention)
-        progress(step, steps)
+        progress(step)
     return totals.result()
 
 
@@ -158,9 +157,7 @@ def predict(
 ) -> npt.NDArray[np.float64]:
     """Logit of P(COVID-19) of every case, in the order of the batches."""
     network.eval()
-    logits = [
-        _forward(network, batch.volume_B1DHW, machine).logit_B.double().cpu() for batch in case_batches
-    ]
+    logits = [_forward(network, batch.volume_B1DHW, machine).logit_B.double().cpu() for batch in case_batches]
     return torch.cat(logits).numpy() if logits else np.empty(0)
 
 

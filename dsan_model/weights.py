@@ -49,7 +49,7 @@ class FlatWeights:
         """SHA-256 of layout and values, hex."""
         sha = hashlib.sha256(self.layout.digest.encode())
         for values in (self.floats, self.integers):
-            sha.update(memoryview(values.contiguous().numpy()).cast("B"))
+            sha.update(values.contiguous().numpy().data)
         return sha.hexdigest()
 
     @property
@@ -71,11 +71,15 @@ class FlatWeights:
 
 
 def flatten(state: Mapping[str, Tensor]) -> FlatWeights:
-    """A state dict as flat vectors on the CPU; float tensors become float32, the others int64."""
-    is_float = tuple(tensor.is_floating_point() for tensor in state.values())
-    layout = Layout(tuple(state), is_float, tuple(tuple(tensor.shape) for tensor in state.values()))
-    floats = [t.detach().reshape(-1).float().cpu() for t in state.values() if t.is_floating_point()]
-    integers = [t.detach().reshape(-1).long().cpu() for t in state.values() if not t.is_floating_point()]
+    """A state dict as flat vectors on the CPU; float tensors become float32, the others int64.
+
+    In the order of names: a safetensors file has an order of its own, and what is read back must compare.
+    """
+    ordered = dict(sorted(state.items()))
+    is_float = tuple(tensor.is_floating_point() for tensor in ordered.values())
+    layout = Layout(tuple(ordered), is_float, tuple(tuple(tensor.shape) for tensor in ordered.values()))
+    floats = [t.detach().reshape(-1).float().cpu() for t in ordered.values() if t.is_floating_point()]
+    integers = [t.detach().reshape(-1).long().cpu() for t in ordered.values() if not t.is_floating_point()]
     return FlatWeights(layout, _concatenate(floats, torch.float32), _concatenate(integers, torch.int64))
 
 

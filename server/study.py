@@ -66,7 +66,9 @@ class ParticipationTable(Strict):
 
     deadline_h: Annotated[float, Field(gt=0)] = 12.0
     quorum: Annotated[int, Field(ge=0)] = 0  # 0: all; a round that misses a site pauses the study
-    largest_relative_update: Annotated[float, Field(gt=0)] = 10.0  # norm of an update over that of the weights
+    largest_relative_update: Annotated[float, Field(gt=0)] = (
+        10.0  # norm of an update over that of the weights
+    )
 
 
 class StudyConfig(Strict):
@@ -135,7 +137,9 @@ def read_study(path: Path) -> StudyConfig:
 
 def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
     """A study with the values of a preset; `full` is the paper's."""
-    return parse_configuration({"name": name, "seed": seed, "preset": preset, **PRESETS[preset]}, StudyConfig, preset)
+    return parse_configuration(
+        {"name": name, "seed": seed, "preset": preset, **PRESETS[preset]}, StudyConfig, preset
+    )
 
 
 # What a preset shrinks so that two CPU cores learn in minutes. Never the method: network family, attention

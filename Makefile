@@ -1,0 +1,40 @@
+# One environment in .venv, made on first use; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.run ## eight synthetic hospitals, the whole federated study, a report
+	@$(BIN)/dsan-simulate run --preset demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev ## the tests
+	@$(BIN)/pytest -q
+
+lint: $(VENV)/.dev ## format, style, types and layering
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean: ## remove the environment and everything that was made
+	rm -rf $(VENV) build *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing dsan-federated into $(VENV) (a minute or two; torch is large)"
+	@$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing dsan-federated and its test tools into $(VENV) (a minute or two; torch is large)"
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,ray]'
+	@touch $@ $(VENV)/.run

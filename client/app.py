@@ -1,0 +1,128 @@
+"""The ClientApp: one process for one message of the centre. Errors leave as codes, never as their text."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from client import work
+from client.findings import FindingError
+from client.progress import ProgressFile
+from client.site import SiteConfig, read_site
+from client.study_cases import RefusedError
+from client.work import Site
+from dsan_model.protocol import (
+    DescribeRequest,
+    EvaluateRequest,
+    ExplainRequest,
+    FitEnsembleRequest,
+    ProtocolError,
+    Refusal,
+    Reply,
+    Request,
+    RoundRequest,
+    decode,
+    encode,
+)
+from dsan_model.training import Machine
+
+Asked = TypeVar("Asked", bound=Request)
+SITES_VARIABLE = "DSAN_SITES"  # where a simulation tells its virtual nodes their site.toml, by partition
+
+log = logging.getLogger("dsan.client")
+
+
+def coded_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The outermost mod: whatever goes wrong becomes a coded refusal; the details stay in the site's log."""
+    name = ""
+    try:
+        name = _site_config(context).name
+        return call_next(message, context)
+    except RefusedError as error:
+        refusal = Refusal(name, error.code, error.message)
+    except FindingError as error:
+        log.error("%s", error)
+        refusal = Refusal(name, error.finding.code, "the site's own log and `dsan-client check` say more")
+    except ProtocolError as error:
+        refusal = Refusal(name, "REQUEST-PROTOCOL", str(error))
+    except torch.OutOfMemoryError:
+        refusal = Refusal(name, "SITE-GPU-MEMORY", "the GPU's memory does not suffice for this study")
+    except OSError as error:
+        log.exception("the message could not be answered")
+        refusal = Refusal(name, f"SITE-OS-{error.errno}", "the operating system refused; see the site's log")
+    except Exception as error:
+        log.exception("the message could not be answered")
+        refusal = Refusal(name, "SITE-INTERNAL", f"{type(error).__name__}; see the site's log")
+    return Message(encode(refusal), reply_to=message)
+
+
+app = ClientApp()
+
+
+@app.query("describe", mods=[coded_errors])
+def describe(message: Message, context: Context) -> Message:
+    """Who are you, and what would you bring to this study?"""
+    return _answer(message, context, DescribeRequest, work.describe)
+
+
+@app.train("round", mods=[coded_errors])
+def train_round(message: Message, context: Context) -> Message:
+    """Validate the incoming weights, then train each branch from them."""
+    return _answer(message, context, RoundRequest, work.train_round)
+
+
+@app.evaluate("models", mods=[coded_errors])
+def evaluate(message: Message, context: Context) -> Message:
+    """Score cases with finished models."""
+    return _answer(message, context, EvaluateRequest, work.evaluate)
+
+
+@app.evaluate("fit_ensemble", mods=[coded_errors])
+def fit_ensemble(message: Message, context: Context) -> Message:
+    """Count validation cases for each ensemble weight."""
+    return _answer(message, context, FitEnsembleRequest, work.fit_ensemble)
+
+
+@app.evaluate("explain", mods=[coded_errors])
+def explain(message: Message, context: Context) -> Message:
+    """Compare attention maps with infection masks."""
+    return _answer(message, context, ExplainRequest, work.explain)
+
+
+def _answer(
+    message: Message, context: Context, expected: type[Asked], do: Callable[[Site, Asked], Reply]
+) -> Message:
+    config = _site_config(context)
+    if config.machine.threads:
+        torch.set_num_threads(config.machine.threads)
+    request = decode(message.content, expected)
+    if isinstance(request, Refusal):
+        raise ProtocolError("a refusal is not a request")
+    progress = ProgressFile(config.progress_file)
+    reply = do(Site(config, _machine(config), progress.report), request)
+    progress.report("idle", 0, 0, None)
+    return Message(encode(reply), reply_to=message)
+
+
+def _site_config(context: Context) -> SiteConfig:
+    """site.toml of the node: named in its node configuration, or by a simulation for each partition."""
+    named = context.node_config.get("site-config")
+    if named is None:
+        partition = int(str(context.node_config["partition-id"]))
+        named = os.environ[SITES_VARIABLE].split(os.pathsep)[partition]
+    return read_site(Path(str(named)))
+
+
+def _machine(config: SiteConfig) -> Machine:
+    wanted = config.machine.device
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise RefusedError("SITE-NO-GPU", "site.toml asks for a GPU, and torch finds none")
+    device = torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
+    return Machine(device, loader_workers=4 if device.type == "cuda" else 0)

@@ -1,0 +1,145 @@
+"""A site's own settings: site.toml."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from client.findings import Finding, FindingError
+from dsan_model.preprocessing import Recipe
+
+Side = Annotated[int, Field(ge=8, le=1024)]
+
+
+class _Table(BaseModel):
+    """A table of site.toml: nothing is coerced, nothing unknown is taken, nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RecipeTable(_Table):
+    """[recipe]: what a study prescribes for the preparation; the defaults are the paper's (IV-B)."""
+
+    shape_dhw: Annotated[tuple[Side, Side, Side], Field(strict=False)] = (138, 256, 256)
+    antialias: bool = False
+
+
+class MachineTable(_Table):
+    """[machine]: what this computer gives to the work."""
+
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: one for each core
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's default
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class AuditTable(_Table):
+    """[audit]: what is still accepted beyond the paper's protocol."""
+
+    max_slice_thickness_mm: Annotated[float, Field(gt=0, le=50)] = 5.0
+
+
+class SiteConfig(_Table):
+    """site.toml, checked. Paths in it are relative to its folder, `home`.
+
+    A new table gets a class above and a field here; every field but the name has a default, so that a file
+    written for an older release stays good.
+    """
+
+    home: Path
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", max_length=32)]
+    cohort: Annotated[str, Field(min_length=1)] = "cohort.csv"
+    store: Annotated[str, Field(min_length=1)] = "store"
+    recipe: RecipeTable = RecipeTable()
+    machine: MachineTable = MachineTable()
+    audit: AuditTable = AuditTable()
+
+    @property
+    def manifest(self) -> Path:
+        """The list of cases."""
+        return self.home / self.cohort
+
+    @property
+    def store_folder(self) -> Path:
+        """Where prepared volumes are kept; may lie elsewhere, on a larger disk."""
+        return self.home / self.store
+
+    @property
+    def preprocessing_recipe(self) -> Recipe:
+        """How this site prepares its volumes."""
+        return Recipe(self.recipe.shape_dhw, self.recipe.antialias)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where finished rounds and optimiser states of studies are kept."""
+        return self.home / "work"
+
+    @property
+    def panel_folder(self) -> Path:
+        """Where pictures of attention are drawn; they show patients and stay here."""
+        return self.home / "panels"
+
+    @property
+    def progress_file(self) -> Path:
+        """Where the message in work tells how far it is."""
+        return self.work_folder / "progress.jsonl"
+
+
+def read_site(path: Path) -> SiteConfig:
+    """The settings of the site whose site.toml this is.
+
+    Raises FindingError, which names the file and line (no TOML) or the key, its value and what it may be;
+    an unknown key is an error and comes with the nearest known one.
+    """
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        fix = "Give the path of site.toml with --config, or write one with `dsan-client init`."
+        raise _bad("SITE-FILE", str(path), f"the file cannot be read ({error.strerror})", fix) from None
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start} is not UTF-8"
+        raise _bad("SITE-ENCODING", path.name, message, "Save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:  # its text ends in "(at line 3, column 7)"
+        raise _bad("SITE-SYNTAX", path.name, f"this is not TOML: {error}", "Correct that line.") from None
+    if "home" in table:  # the one field that is not a key
+        raise _bad("SITE-KEY", f"{path.name}, key home", "the key is not known", "Remove it.")
+    try:
+        return SiteConfig.model_validate({**table, "home": path.resolve().parent})
+    except ValidationError as error:
+        raise _first_of(error.errors(), path.name) from None
+
+
+def _first_of(errors: list[ErrorDetails], file_name: str) -> FindingError:
+    errors.sort(key=lambda error: error["type"] != "extra_forbidden")  # a key misspelt is also one missing
+    first, others = errors[0], [_key(error["loc"]) for error in errors[1:]]
+    also = f" (also wrong: {', '.join(others)})" if others else ""
+    where = f"{file_name}, key {_key(first['loc'])}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        nearest = get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        fix = f"Did you mean {nearest[0]}?" if nearest else f"Known here are {', '.join(known)}."
+        return _bad("SITE-KEY", where, f"the key is not known{also}", fix)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        return _bad("SITE-MISSING", where, f"the key is missing{also}", "Add it.")
+    reason = "it must be a table" if first["type"] == "model_type" else first["msg"]
+    message = f"{first['input']!r} is not accepted: {reason}{also}"
+    return _bad("SITE-VALUE", where, message, "Correct the value.")
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """("recipe", "shape_dhw", 1) as recipe.shape_dhw[1]."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    table: type[BaseModel] = SiteConfig
+    for part in place[:-1]:
+        inner: Any = table.model_fields[str(part)].annotation
+        table = inner
+    return [key for key in table.model_fields if key != "home"]
+
+
+def _bad(code: str, where: str, message: str, fix: str) -> FindingError:
+    return FindingError(Finding(code, "error", where, message, fix))

@@ -1,0 +1,89 @@
+"""Which of a site's prepared cases a study trains, validates and tests on, as the network wants them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from client.preparation import PreparedEntry, load_prepared
+from client.site import SiteConfig
+from client.volume_store import load_masks, load_volume
+from dsan_model.cases import Case, Label, patient_folds
+from dsan_model.protocol import CaseSet, StudyTerms
+from dsan_model.training import Sample
+
+
+class RefusedError(Exception):
+    """Why a site does not do what a message asks: a stable code, and a text without patients or paths."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class CaseSamples:
+    """Prepared cases by position: `Samples` for the loader, and the `Case` of each."""
+
+    entries: tuple[PreparedEntry, ...]
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The case of each position."""
+        return tuple(entry.case for entry in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, position: int) -> Sample:
+        entry = self.entries[position]
+        _, infection_DHW = load_masks(entry.path)
+        label = float(entry.case.label is Label.COVID)
+        return Sample(torch.from_numpy(load_volume(entry.path)), torch.from_numpy(infection_DHW), label)
+
+
+@dataclass(frozen=True)
+class StudyCases:
+    """A site's cases in a study: training and validation split by patient, or all of them for a test."""
+
+    training: CaseSamples
+    validation: CaseSamples
+
+    @property
+    def all(self) -> CaseSamples:
+        """Every case: what a held-out site evaluates."""
+        return CaseSamples((*self.training.entries, *self.validation.entries))
+
+    def of(self, cases: CaseSet) -> CaseSamples:
+        """The cases that a message is about."""
+        return self.validation if cases is CaseSet.VALIDATION else self.all
+
+
+def study_cases(site: SiteConfig, terms: StudyTerms) -> StudyCases:
+    """The site's prepared cases, split for the study's fold (IV-C); RefusedError if they do not fit it."""
+    entries = load_prepared(site)
+    _require_recipe(site, terms)
+    folds = patient_folds([entry.case for entry in entries], terms.folds, terms.seed)
+    ordered = sorted(entries, key=lambda entry: entry.case.case_id)
+    is_validation = [folds[entry.case.patient_id] == terms.fold for entry in ordered]
+    return StudyCases(
+        CaseSamples(_where(ordered, is_validation, wanted=False)),
+        CaseSamples(_where(ordered, is_validation, wanted=True)),
+    )
+
+
+def _where(
+    entries: Sequence[PreparedEntry], flags: Sequence[bool], *, wanted: bool
+) -> tuple[PreparedEntry, ...]:
+    return tuple(entry for entry, flag in zip(entries, flags, strict=True) if flag is wanted)
+
+
+def _require_recipe(site: SiteConfig, terms: StudyTerms) -> None:
+    recipe = site.preprocessing_recipe
+    if recipe.digest != terms.recipe_digest:
+        raise RefusedError(
+            "SITE-RECIPE",
+            f"volumes here are prepared to {recipe.shape_DHW} (antialias {recipe.antialias}), the study "
+            f"needs {terms.input_shape_dhw} with another recipe: set [recipe] in site.toml and prepare again",
+        )

@@ -1,0 +1,297 @@
+"""What a site does when the centre asks: describe, train, evaluate, count for the ensemble, explain."""
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import expit
+
+from client.finished_work import FinishedRound, FinishedWork, load_optimiser_tensors, optimiser_tensors
+from client.panels import draw_panels
+from client.preparation import PreparedEntry
+from client.site import SiteConfig
+from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases
+from client.volume_store import load_masks, load_volume
+from dsan_model.cases import RATIO_EDGES, Label, RatioGroup
+from dsan_model.ensemble import ensemble_counts, ensemble_score_counts
+from dsan_model.explain import AttentionScores, attention_of, attention_scores
+from dsan_model.metrics import ScoreCounts, probability_counts, score_counts
+from dsan_model.network import AttentionResNet
+from dsan_model.protocol import (
+    AttentionSums,
+    BranchTraining,
+    Demographics,
+    DescribeRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    ExplainReply,
+    ExplainRequest,
+    FitEnsembleReply,
+    FitEnsembleRequest,
+    RoundReply,
+    RoundRequest,
+    SiteDescription,
+    StudyTerms,
+)
+from dsan_model.sampling import Branch, epoch_generator, group_counts, size_balanced_order, uniform_order
+from dsan_model.training import (
+    EpochResult,
+    Machine,
+    batches,
+    build_network,
+    learning_rate,
+    make_optimiser,
+    predict,
+    set_learning_rate,
+    train_epoch,
+)
+from dsan_model.weights import FlatWeights, flatten
+
+OLDEST_AGE = 120
+PHASES = ("idle", "describing", "validating", "training", "evaluating", "fitting", "explaining")
+Report = Callable[[str, int, int, Branch | None], None]  # phase, steps done, steps, branch
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site at work: its settings, what it computes with, and where it tells how far it is."""
+
+    config: SiteConfig
+    machine: Machine
+    report: Report
+
+
+def describe(site: Site, request: DescribeRequest) -> SiteDescription:
+    """Versions and counts; RefusedError or FindingError if the site cannot take part."""
+    site.report("describing", 0, 1, None)
+    cases = study_cases(site.config, request.terms)
+    return SiteDescription(
+        site=site.config.name,
+        versions=_versions(),
+        recipe_digest=site.config.preprocessing_recipe.digest,
+        training_groups=group_counts([case.size_group for case in cases.training.cases]),
+        validation_groups=group_counts([case.size_group for case in cases.validation.cases]),
+        demographics=tuple(_demographics(label, cases.all.entries) for label in Label),
+        ratio_histogram={label: _ratio_histogram(label, cases.all) for label in Label},
+        left_out={},
+    )
+
+
+def train_round(site: Site, request: RoundRequest) -> RoundReply:
+    """Validate the incoming weights of each branch, then train the branch from them (IV-C).
+
+    A branch that was finished before, from the same weights, is not trained again.
+    """
+    cases = study_cases(site.config, request.terms)
+    if len(cases.training) == 0:
+        raise RefusedError("SITE-NO-TRAINING", "no case is left for training after the validation fold")
+    done = {
+        branch: _round_of_branch(site, request, branch, weights, cases)
+        for branch, weights in request.weights.items()
+    }
+    return RoundReply(
+        site=site.config.name,
+        round=request.round,
+        training={branch: finished.training for branch, finished in done.items()},
+        validation={branch: finished.validation for branch, finished in done.items()},
+        weights={branch: finished.weights for branch, finished in done.items()},
+    )
+
+
+def evaluate(site: Site, request: EvaluateRequest) -> EvaluateReply:
+    """Histograms of the logits of each branch and, with ensemble weights, of the dual-sampling model."""
+    started = time.monotonic()
+    samples = study_cases(site.config, request.terms).of(request.cases)
+    logits = _logits(site, request.terms, request.weights, samples, "evaluating")
+    dual_sampling = None
+    if request.ensemble is not None:
+        p_us, p_ss = expit(logits[Branch.US]), expit(logits[Branch.SS])
+        dual_sampling = ensemble_score_counts(p_us, p_ss, samples.cases, request.ensemble)
+    return EvaluateReply(
+        site=site.config.name,
+        seconds=time.monotonic() - started,
+        branches={branch: score_counts(values, samples.cases) for branch, values in logits.items()},
+        dual_sampling=dual_sampling,
+        infection_ratio=_ratio_counts(samples),
+    )
+
+
+def fit_ensemble(site: Site, request: FitEnsembleRequest) -> FitEnsembleReply:
+    """The validation cases counted for each of the 101 weights of Eq. 5."""
+    started = time.monotonic()
+    samples = study_cases(site.config, request.terms).validation
+    logits = _logits(site, request.terms, request.weights, samples, "fitting")
+    counts = ensemble_counts(expit(logits[Branch.US]), expit(logits[Branch.SS]), samples.cases)
+    return FitEnsembleReply(site.config.name, time.monotonic() - started, counts, _ratio_counts(samples))
+
+
+def explain(site: Site, request: ExplainRequest) -> ExplainReply:
+    """Attention of every branch on the COVID-19 cases, as sums; pictures of a few are drawn and stay here."""
+    started = time.monotonic()
+    samples = study_cases(site.config, request.terms).of(request.cases)
+    covid = [entry for entry in samples.entries if entry.case.label is Label.COVID]
+    networks = {b: _network(site, request.terms, w) for b, w in request.weights.items()}
+    sums: list[AttentionSums] = []
+    for index, (branch, network) in enumerate(networks.items()):
+        site.report("explaining", index, len(networks), branch)
+        scores = [_attention_scores(network, entry) for entry in covid]
+        sums.extend(_attention_sums(branch, covid, scores))
+    draw_panels(site.config, request, networks, covid)
+    return ExplainReply(site.config.name, time.monotonic() - started, tuple(sums))
+
+
+def _round_of_branch(
+    site: Site, request: RoundRequest, branch: Branch, weights: FlatWeights, cases: StudyCases
+) -> FinishedRound:
+    work = FinishedWork(site.config.work_folder, request.terms.digest, branch)
+    finished = work.find(request.round, weights.digest)
+    if finished is None:
+        validation = _logits(site, request.terms, {branch: weights}, cases.validation, "validating")
+        counts = score_counts(validation[branch], cases.validation.cases)
+        training, trained = _train(site, request, branch, weights, cases.training, work)
+        finished = FinishedRound(training, counts, trained)
+        work.keep(request.round, weights.digest, finished)
+    return finished
+
+
+def _train(
+    site: Site,
+    request: RoundRequest,
+    branch: Branch,
+    weights: FlatWeights,
+    samples: CaseSamples,
+    work: FinishedWork,
+) -> tuple[BranchTraining, FlatWeights]:
+    started, config = time.monotonic(), request.terms.training
+    network = _network(site, request.terms, weights)
+    optimiser = make_optimiser(network, config)
+    load_optimiser_tensors(optimiser, work.optimiser_state(request.round))
+    results, drawn = [], Counter[int]()
+    for local_epoch in range(config.local_epochs):
+        epoch = (request.round - 1) * config.local_epochs + local_epoch
+        set_learning_rate(optimiser, learning_rate(config, epoch))
+        order = _order(site, request, branch, samples, epoch)
+        drawn.update(order.tolist())
+        results.append(_epoch(site, branch, network, optimiser, samples, order, request.terms))
+    work.keep_optimiser_state(request.round, optimiser_tensors(optimiser))
+    groups = group_counts([samples.cases[i].size_group for i in drawn.elements()])
+    last = results[-1]
+    if not np.isfinite(last.classification_loss):
+        raise RefusedError("TRAINING-DIVERGED", f"{branch}: the loss is {last.classification_loss}")
+    training = BranchTraining(
+        cases=sum(result.cases for result in results),
+        steps=sum(result.steps for result in results),
+        seconds=time.monotonic() - started,
+        learning_rate=learning_rate(config, request.round * config.local_epochs - 1),
+        classification_loss=last.classification_loss,
+        attention_loss=last.attention_loss,
+        drawn=groups,
+    )
+    return training, flatten(network.state_dict())
+
+
+def _epoch(
+    site: Site,
+    branch: Branch,
+    network: AttentionResNet,
+    optimiser: torch.optim.Optimizer,
+    samples: CaseSamples,
+    order: npt.NDArray[np.int64],
+    terms: StudyTerms,
+) -> EpochResult:
+    config = terms.training
+    steps = -(-len(order) // config.batch_size)
+    return train_epoch(
+        network,
+        optimiser,
+        batches(samples, order, config.batch_size, site.machine),
+        config.attention_weight if branch.has_attention_loss else 0.0,
+        site.machine,
+        lambda done: site.report("training", done, steps, branch),
+    )
+
+
+def _order(
+    site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples, epoch: int
+) -> npt.NDArray[np.int64]:
+    generator = epoch_generator(request.terms.seed, site.config.name, branch, epoch)
+    if branch is not Branch.SS:
+        return uniform_order(len(samples), generator)
+    groups = [case.size_group for case in samples.cases]
+    return size_balanced_order(groups, request.group_probabilities, generator)
+
+
+def _network(site: Site, terms: StudyTerms, weights: FlatWeights) -> AttentionResNet:
+    return build_network(terms.network, weights.state_dict(), site.machine.device)
+
+
+def _logits(
+    site: Site,
+    terms: StudyTerms,
+    weights: Mapping[Branch, FlatWeights],
+    samples: CaseSamples,
+    phase: str,
+) -> dict[Branch, npt.NDArray[np.float64]]:
+    found = {}
+    for index, (branch, of_branch) in enumerate(weights.items()):
+        site.report(phase, index, len(weights), branch)
+        in_order = batches(samples, np.arange(len(samples)), terms.training.batch_size, site.machine)
+        found[branch] = predict(_network(site, terms, of_branch), in_order, site.machine)
+        if np.isnan(found[branch]).any():
+            raise RefusedError(
+                "MODEL-DIVERGED", f"{branch}: the network's output is NaN on cases of this site"
+            )
+    return found
+
+
+def _ratio_counts(samples: CaseSamples) -> ScoreCounts:
+    return probability_counts([case.infection_ratio for case in samples.cases], samples.cases)
+
+
+def _attention_scores(network: AttentionResNet, entry: PreparedEntry) -> AttentionScores:
+    lung_DHW, infection_DHW = load_masks(entry.path)
+    _, attention_DHW = attention_of(network, torch.from_numpy(load_volume(entry.path)))
+    return attention_scores(attention_DHW, torch.from_numpy(infection_DHW), torch.from_numpy(lung_DHW))
+
+
+def _attention_sums(
+    branch: Branch, entries: list[PreparedEntry], scores: list[AttentionScores]
+) -> Iterable[AttentionSums]:
+    for group in RatioGroup:
+        chosen = [s for e, s in zip(entries, scores, strict=True) if e.case.ratio_group is group]
+        if chosen:
+            yield AttentionSums(
+                branch,
+                group,
+                cases=len(chosen),
+                dice_infection=sum(s.dice_infection for s in chosen),
+                mass_in_infection=sum(s.mass_in_infection for s in chosen),
+                mass_in_lung=sum(s.mass_in_lung for s in chosen),
+            )
+
+
+def _demographics(label: Label, entries: tuple[PreparedEntry, ...]) -> Demographics:
+    chosen = [entry for entry in entries if entry.case.label is label]
+    patients = {entry.case.patient_id: entry for entry in chosen}.values()
+    ages = [0] * (OLDEST_AGE + 1)
+    for entry in patients:
+        if entry.age is not None:
+            ages[min(OLDEST_AGE, int(entry.age))] += 1
+    sexes = Counter(entry.sex for entry in patients)
+    return Demographics(label, len(chosen), len(patients), tuple(ages), sexes["F"], sexes["M"])
+
+
+def _ratio_histogram(label: Label, samples: CaseSamples) -> tuple[int, ...]:
+    ratios = [case.infection_ratio for case in samples.cases if case.label is label]
+    return tuple(np.histogram(ratios, bins=RATIO_EDGES)[0].tolist())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("dsan-federated", "flwr", "torch", "SimpleITK")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}

@@ -1,0 +1,108 @@
+"""What is checked of a site's reply before it may touch the mean: a rejected reply changes nothing."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dsan_model.cases import SizeGroup
+from dsan_model.protocol import RoundReply, RoundRequest, SiteDescription
+from dsan_model.sampling import Branch
+from dsan_model.weights import FlatWeights
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a reply was not taken; the code is stable, the message has the values."""
+
+    code: str
+    message: str
+
+
+def reject_round(
+    reply: RoundReply,
+    request: RoundRequest,
+    enrolled: SiteDescription,
+    largest_relative_update: float,
+) -> Rejection | None:
+    """The first reason not to aggregate a round's reply, or None.
+
+    `enrolled` is how the site described itself at the start of the study: it must still be the same site
+    with the same cases.
+    """
+    return (
+        _reject_identity(reply, request, enrolled)
+        or _reject_counts(reply, request, enrolled)
+        or _reject_weights(reply, request, largest_relative_update)
+    )
+
+
+def relative_update(weights: FlatWeights, incoming: FlatWeights) -> float:
+    """Norm of a site's update over the norm of the weights that it started from."""
+    update = torch.linalg.vector_norm(weights.floats - incoming.floats)
+    return float(update / torch.linalg.vector_norm(incoming.floats).clamp(min=1e-12))
+
+
+def _reject_identity(reply: RoundReply, request: RoundRequest, enrolled: SiteDescription) -> Rejection | None:
+    if reply.site != enrolled.site:
+        return Rejection("REPLY-SITE", f"{reply.site} answered for {enrolled.site}")
+    if reply.round != request.round:
+        return Rejection("REPLY-ROUND", f"the reply is of round {reply.round}, expected {request.round}")
+    for name, found in (
+        ("weights", reply.weights),
+        ("training", reply.training),
+        ("validation", reply.validation),
+    ):
+        if set(found) != set(request.weights):
+            return Rejection(
+                "REPLY-BRANCHES", f"{name} of {sorted(found)}, expected {sorted(request.weights)}"
+            )
+    return None
+
+
+def _reject_counts(reply: RoundReply, request: RoundRequest, enrolled: SiteDescription) -> Rejection | None:
+    n_training = sum(enrolled.training_groups.values()) * request.terms.training.local_epochs
+    n_validation = sum(enrolled.validation_groups.values())
+    for branch, training in reply.training.items():
+        drawn = sum(training.drawn.values())
+        is_count_of_groups = set(training.drawn) == set(SizeGroup) and min(training.drawn.values()) >= 0
+        if not training.cases == drawn == n_training or n_training < 1 or not is_count_of_groups:
+            return Rejection(
+                "REPLY-CASES", f"{branch}: {training.cases} cases, {drawn} drawn, enrolled {n_training}"
+            )
+        if training.steps < 1 or training.seconds < 0:
+            return Rejection("REPLY-STEPS", f"{branch}: {training.steps} steps in {training.seconds} s")
+        validated = reply.validation[branch].n_cases
+        if validated != n_validation:
+            return Rejection(
+                "REPLY-VALIDATION", f"{branch}: {validated} cases validated, enrolled {n_validation}"
+            )
+    return None
+
+
+def _reject_weights(
+    reply: RoundReply, request: RoundRequest, largest_relative_update: float
+) -> Rejection | None:
+    for branch, weights in reply.weights.items():
+        rejection = _reject_branch(branch, weights, request.weights[branch], largest_relative_update)
+        if rejection is not None:
+            return rejection
+    return None
+
+
+def _reject_branch(
+    branch: Branch, weights: FlatWeights, incoming: FlatWeights, largest_relative_update: float
+) -> Rejection | None:
+    if weights.layout != incoming.layout:
+        return Rejection("UPDATE-LAYOUT", f"{branch}: other tensors than the study's network")
+    finite = torch.isfinite(weights.floats)
+    if not finite.all():
+        return Rejection("UPDATE-NOT-FINITE", f"{branch}: {int((~finite).sum())} values are NaN or infinite")
+    if (weights.integers < 0).any():
+        return Rejection("UPDATE-COUNTERS", f"{branch}: a counter is below 0")
+    size = relative_update(weights, incoming)
+    if not size <= largest_relative_update:
+        return Rejection(
+            "UPDATE-TOO-LARGE",
+            f"{branch}: the update is {size:.3g} times the weights, at most {largest_relative_update:g}",
+        )
+    return None

@@ -1,0 +1,63 @@
+"""The ServerApp: a whole federated study, top to bottom.
+
+It drives Flower's Grid itself. Everything that it needs to go on after a crash is in the run folder.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.enrolment import enrol
+from server.ensemble_fit import fit
+from server.exchange import Exchange
+from server.held_out import evaluate_held_out, explain
+from server.ledger import append_event
+from server.model_package import write_model_package
+from server.results import StudyOutcome, write_results
+from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
+from server.study import read_study
+
+app = ServerApp()
+log = logging.getLogger("dsan.server")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or resume, the study whose folder the run configuration names."""
+    run_study(grid, Path(str(context.run_config["run-dir"])))
+
+
+def run_study(grid: Grid, run_folder: Path) -> None:
+    """Enrol, train, select, fit the ensemble, evaluate, and write results.json and the model package.
+
+    StudyPausedError if too few sites take part to go on; the same call resumes the study later.
+    """
+    started = time.monotonic()
+    study = read_study(run_folder / "study.toml")
+    exchange = Exchange(grid, study.participation.deadline_h * 3600)
+    append_event(run_folder, "started", study.name)
+    try:
+        enrolled = enrol(exchange, study, run_folder)
+        _require_training_sites(len(enrolled.training))
+        state = train(exchange, study, enrolled, run_folder)
+        state = validate_newest(exchange, study, enrolled, state)
+        selection = select(state)
+        models = load_selected(run_folder, state, selection)
+        ensemble = fit(exchange, study, enrolled, models)
+        held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
+        attention = explain(exchange, study, enrolled, models, ensemble.weights)
+    except StudyPausedError as error:
+        append_event(run_folder, "paused", str(error))
+        raise
+    outcome = StudyOutcome(study, enrolled, state, selection, ensemble, held_out, attention)
+    results = write_results(run_folder, outcome, exchange, time.monotonic() - started)
+    write_model_package(run_folder, study, models, results)
+    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+
+
+def _require_training_sites(n_sites: int) -> None:
+    if n_sites == 0:
+        raise StudyPausedError("no training site can take part; `dsan-server status` says why for each")

@@ -1,0 +1,80 @@
+"""The independent test (IV-D): held-out sites evaluate the chosen models, all sites explain them (Fig. 5)."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsan_model.ensemble import EnsembleWeights
+from dsan_model.protocol import (
+    AttentionSums,
+    CaseSet,
+    EvaluateReply,
+    EvaluateRequest,
+    ExplainReply,
+    ExplainRequest,
+)
+from dsan_model.sampling import Branch
+from dsan_model.weights import FlatWeights
+from server.enrolment import Enrolled
+from server.exchange import Exchange, Failure
+from server.study import StudyConfig
+
+PANELS_A_SITE = 3  # one for each group of Table III, as Fig. 5 has them
+
+log = logging.getLogger("dsan.server")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the held-out sites answered, and why some did not."""
+
+    replies: dict[str, EvaluateReply]
+    failures: dict[str, Failure]
+
+
+def evaluate_held_out(
+    exchange: Exchange,
+    study: StudyConfig,
+    enrolled: Enrolled,
+    models: dict[Branch, FlatWeights],
+    ensemble: EnsembleWeights,
+) -> HeldOut:
+    """Every held-out site scores all its cases with each branch and with the dual-sampling model."""
+    request = EvaluateRequest(study.terms(), CaseSet.HELD_OUT, ensemble, models)
+    held_out = HeldOut({}, {s: f for s, f in enrolled.failures.items() if s in study.sites.held_out})
+    for outcome in exchange.ask(dict.fromkeys(enrolled.held_out, request), EvaluateReply):
+        if isinstance(outcome.answer, Failure):
+            held_out.failures[outcome.site] = outcome.answer
+            log.warning("%s did not evaluate: %s", outcome.site, outcome.answer.code)
+        else:
+            held_out.replies[outcome.site] = outcome.answer
+    return held_out
+
+
+def explain(
+    exchange: Exchange,
+    study: StudyConfig,
+    enrolled: Enrolled,
+    models: dict[Branch, FlatWeights],
+    ensemble: EnsembleWeights,
+) -> dict[CaseSet, list[AttentionSums]]:
+    """How the attention maps lie on the infections, of validation and of held-out COVID-19 cases."""
+    return {
+        cases: _explain(
+            exchange, ExplainRequest(study.terms(), cases, ensemble, PANELS_A_SITE, models), sites
+        )
+        for cases, sites in (
+            (CaseSet.VALIDATION, enrolled.training),
+            (CaseSet.HELD_OUT, enrolled.held_out),
+        )
+    }
+
+
+def _explain(exchange: Exchange, request: ExplainRequest, sites: Iterable[str]) -> list[AttentionSums]:
+    sums: list[AttentionSums] = []
+    for outcome in exchange.ask(dict.fromkeys(sites, request), ExplainReply):
+        if isinstance(outcome.answer, Failure):
+            log.warning("%s did not explain: %s", outcome.site, outcome.answer.code)
+        else:
+            sums.extend(outcome.answer.attention)
+    return sums

@@ -1,0 +1,96 @@
+"""The model package: the chosen weights of both branches and all that a reader needs to use them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dsan_model.ensemble import BAND
+from dsan_model.protocol import PROTOCOL_VERSION
+from dsan_model.sampling import Branch
+from dsan_model.weights import FlatWeights, save_weights
+from server.run_state import seal, sync
+from server.study import StudyConfig
+
+FORMAT_VERSION = 1
+
+
+def write_model_package(
+    run_folder: Path, study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
+) -> Path:
+    """Write model/ beside the results: model.json, one safetensors a branch, MODEL_CARD.md, SHA256SUMS."""
+    folder, partial = run_folder / "model", run_folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for branch, weights in models.items():
+        save_weights(partial / f"{branch}.safetensors", weights)
+    description = _description(study, models, results)
+    (partial / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    (partial / "MODEL_CARD.md").write_text(_card(study, results), encoding="utf-8")
+    seal(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    sync(run_folder)
+    return folder
+
+
+def _description(
+    study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "study": {"name": study.name, "seed": study.seed, "digest": study.digest},
+        "complete": results["complete"],
+        "positive": "COVID-19",
+        "network": study.network.model_dump(mode="json"),
+        "input": study.input.model_dump(mode="json"),
+        "recipe_digest": study.recipe.digest,
+        "protocol": PROTOCOL_VERSION,
+        "ensemble": {
+            "band": list(BAND),
+            "w_inside": results["ensemble"]["w_inside"],
+            "w_outside": results["ensemble"]["w_outside"],
+        },
+        "branches": {
+            branch.value: {
+                "file": f"{branch}.safetensors",
+                "digest": weights.digest,
+                "round": results["model_selection"][branch.value]["round"],
+            }
+            for branch, weights in models.items()
+        },
+    }
+
+
+def _card(study: StudyConfig, results: dict[str, Any]) -> str:
+    rows = [
+        f"| {row['set']} | {row['model']} | {row['n']['COVID-19']} / {row['n']['CAP']} | "
+        + " | ".join(_figure(row[key]) for key in ("auc", "accuracy", "sensitivity", "specificity", "f1"))
+        + " |"
+        for row in results["table2"]
+    ]
+    control = results["controls"]["auc_infection_ratio"]
+    return f"""# Model card: {study.name}
+
+Dual-Sampling Attention Network (Ouyang et al., IEEE TMI 2020): P(COVID-19) against community acquired
+pneumonia of a chest CT. **For research only; not a medical device.**
+
+- Study `{study.name}`, preset `{study.preset}`, seed {study.seed}; {
+        "complete" if results["complete"] else "INCOMPLETE: a required site missed a round"
+    }.
+- Trained at {sum(s["role"] == "training" for s in results["sites"])} sites by federated averaging; tested at
+{sum(s["role"] == "held-out" for s in results["sites"])} held-out site(s).
+- Input: {" x ".join(map(str, study.input.shape_dhw))} (D, H, W), prepared as in section IV-B of the paper.
+
+| set | model | COVID-19 / CAP | AUC | accuracy | sensitivity | specificity | F1 |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+The infection ratio alone reaches an AUC of {_figure(control["validation"])} (validation) and
+{_figure(control["held-out"])} (held-out). F1 is macro-averaged; the threshold is 0.5; n/a marks a figure that
+is not defined, such as the AUC of one class.
+"""
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

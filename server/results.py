@@ -1,0 +1,351 @@
+"""results.json: every figure of a study, from the counts of its sites (Tables I to III, Figs. 1 and 4)."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import chi2
+
+from dsan_model.cases import RATIO_EDGES, Label, RatioGroup, SizeGroup
+from dsan_model.ensemble import BAND, score_counts_at
+from dsan_model.metrics import ScoreCounts, auc, metrics_row, roc
+from dsan_model.protocol import AttentionSums, CaseSet, Demographics, SiteDescription
+from dsan_model.sampling import DUAL_SAMPLING, Branch, site_probabilities, size_balanced_probabilities
+from server.enrolment import Enrolled
+from server.ensemble_fit import FittedEnsemble
+from server.exchange import Exchange
+from server.held_out import HeldOut
+from server.ledger import participation
+from server.rounds import Selection, pooled_validation
+from server.run_state import RunState, write_atomically
+from server.study import StudyConfig, differences_from_paper
+
+RESULTS = "results.json"
+FORMAT_VERSION = 1
+Row = dict[str, Any]  # an object of results.json: the contract of design section 3.2
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """Everything that the study came to, before it is written down."""
+
+    study: StudyConfig
+    enrolled: Enrolled
+    state: RunState
+    selection: dict[Branch, Selection]
+    ensemble: FittedEnsemble
+    held_out: HeldOut
+    attention: dict[CaseSet, list[AttentionSums]]
+
+
+def write_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, total_s: float) -> Row:
+    """Write results.json and return what it says; figures that are not defined are None."""
+    sites = _sites(run_folder, outcome)
+    results: Row = {
+        "format_version": FORMAT_VERSION,
+        "study": _study(outcome.study),
+        "complete": all(site["complete"] for site in sites),
+        "sites": sites,
+        "model_selection": {
+            branch.value: {"round": chosen.round, "validation_auc": chosen.validation_auc}
+            for branch, chosen in outcome.selection.items()
+        },
+        "controls": {"auc_infection_ratio": _ratio_control(outcome)},
+        "ensemble": _ensemble(outcome.ensemble),
+        **_score_tables(outcome),
+        "attention": _attention(outcome.attention),
+        "timing": {"total_s": total_s, "rounds": _round_times(outcome.state)},
+        "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
+        "shrunk": [
+            {"what": what, "paper": paper, "here": here}
+            for what, paper, here in differences_from_paper(outcome.study)
+        ],
+        "table1": _table1(outcome.enrolled),
+        "curves": _curves(outcome.state),
+        "ratio_histogram": _ratio_histogram(outcome.enrolled),
+        **_sampling(outcome.state, outcome.enrolled),
+        "failures": _failures(outcome),
+    }
+    write_atomically(run_folder / RESULTS, json.dumps(results, indent=1, allow_nan=False).encode())
+    return results
+
+
+def read_results(run_folder: Path) -> Row | None:
+    """What results.json says, or None if the study has not got so far."""
+    path = run_folder / RESULTS
+    results: Row | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return results
+
+
+def _study(study: StudyConfig) -> Row:
+    return {
+        "name": study.name,
+        "seed": study.seed,
+        "preset": study.preset,
+        "input_shape_dhw": list(study.input.shape_dhw),
+        "positive": Label.COVID.value,
+    }
+
+
+def _sites(run_folder: Path, outcome: StudyOutcome) -> list[Row]:
+    status = participation(run_folder)
+    study, enrolled = outcome.study, outcome.enrolled
+    rows = []
+    for site in sorted({*study.sites.training, *enrolled.training}):
+        rounds = range(1, study.rounds + 1)
+        completed = sum(status.get((r, site)) == "accepted" for r in rounds)
+        finished = completed == study.rounds and site not in outcome.ensemble.failures
+        rows.append(_site(site, "training", enrolled, completed, study.rounds, finished))
+    for site in sorted({*study.sites.held_out, *enrolled.held_out}):
+        rows.append(_site(site, "held-out", enrolled, 0, 0, site in outcome.held_out.replies))
+    return rows
+
+
+def _site(site: str, role: str, enrolled: Enrolled, completed: int, required: int, complete: bool) -> Row:
+    description = enrolled.descriptions.get(site)
+    return {
+        "name": site,
+        "role": role,
+        "cases": _cases(description),
+        "rounds_completed": completed,
+        "rounds_required": required,
+        "complete": complete,
+        "left_out": dict(description.left_out) if description else {},
+        "versions": dict(description.versions) if description else {},
+    }
+
+
+def _cases(description: SiteDescription | None) -> Row:
+    found = {row.label: row.images for row in description.demographics} if description else {}
+    return {label.value: found.get(label, 0) for label in Label}
+
+
+def _failures(outcome: StudyOutcome) -> list[Row]:
+    found = {**outcome.enrolled.failures, **outcome.ensemble.failures, **outcome.held_out.failures}
+    return [{"site": site, "code": f.code, "message": f.message} for site, f in sorted(found.items())]
+
+
+def _ratio_control(outcome: StudyOutcome) -> Row:
+    validation = _pooled(outcome.ensemble.infection_ratio.values())
+    held_out = _pooled(reply.infection_ratio for reply in outcome.held_out.replies.values())
+    return {
+        case_set.value: None if (found := auc(counts.histogram())) is None else found[0]
+        for case_set, counts in ((CaseSet.VALIDATION, validation), (CaseSet.HELD_OUT, held_out))
+    }
+
+
+def _ensemble(ensemble: FittedEnsemble) -> Row:
+    intervals = ensemble.intervals
+    return {
+        "band": list(BAND),
+        "w_inside": ensemble.fit.w_inside,
+        "w_outside": ensemble.fit.w_outside,
+        "objective": ensemble.fit.objective,
+        "objective_value": ensemble.fit.objective_value,
+        "w_inside_ci": list(intervals.w_inside) if intervals else None,
+        "w_outside_ci": list(intervals.w_outside) if intervals else None,
+    }
+
+
+def _score_tables(outcome: StudyOutcome) -> Row:
+    """Tables II and III, the same by site, and the ROC curves."""
+    table2, table3, per_site, curves = [], [], [], []
+    for case_set, by_model in _scores(outcome).items():
+        for model, by_site in by_model.items():
+            head = {"set": case_set.value, "model": model}
+            counts = _pooled(by_site.values())
+            table2.append(head | metrics_row(counts.histogram()).as_json())
+            for group in RatioGroup:
+                row = metrics_row(counts.histogram(group)).as_json()
+                table3.append(head | {"group": group.value} | row)
+            for site, of_site in sorted(by_site.items()):
+                per_site.append(head | {"site": site} | metrics_row(of_site.histogram()).as_json())
+            curve = roc(counts.histogram())
+            if curve is not None:
+                area = metrics_row(counts.histogram()).auc
+                curves.append(head | {"fpr": curve.fpr.tolist(), "tpr": curve.tpr.tolist(), "auc": area})
+    return {"table2": table2, "table3": table3, "per_site": per_site, "roc": curves}
+
+
+def _scores(outcome: StudyOutcome) -> dict[CaseSet, dict[str, dict[str, ScoreCounts]]]:
+    """Set, model (in the order of Table II), site."""
+    validation: dict[str, dict[str, ScoreCounts]] = {}
+    held_out: dict[str, dict[str, ScoreCounts]] = {}
+    replies = outcome.held_out.replies
+    for branch in (Branch.BASELINE, Branch.US, Branch.SS):
+        if branch in outcome.selection:
+            of_round = outcome.state.validation[outcome.selection[branch].round]
+            validation[branch.model_name] = {site: counts[branch] for site, counts in of_round.items()}
+            held_out[branch.model_name] = {site: reply.branches[branch] for site, reply in replies.items()}
+    weights = outcome.ensemble.weights
+    validation[DUAL_SAMPLING] = {
+        site: score_counts_at(counts, weights) for site, counts in outcome.ensemble.counts.items()
+    }
+    held_out[DUAL_SAMPLING] = {
+        site: reply.dual_sampling for site, reply in replies.items() if reply.dual_sampling is not None
+    }
+    return {CaseSet.VALIDATION: validation, CaseSet.HELD_OUT: held_out}
+
+
+def _pooled(counts: Iterable[ScoreCounts]) -> ScoreCounts:
+    return sum(counts, ScoreCounts.empty())
+
+
+def _attention(attention: Mapping[CaseSet, list[AttentionSums]]) -> list[Row]:
+    rows = []
+    for case_set, sums in attention.items():
+        for branch in Branch:
+            of_branch = [item for item in sums if item.branch is branch]
+            for name, group in [("all", None), *((group.value, group) for group in RatioGroup)]:
+                chosen = [item for item in of_branch if group is None or item.group is group]
+                if of_branch:
+                    rows.append(
+                        {"set": case_set.value, "model": branch.model_name, "group": name} | _means(chosen)
+                    )
+    return rows
+
+
+def _means(sums: list[AttentionSums]) -> Row:
+    cases = sum(item.cases for item in sums)
+    keys = ("dice_infection", "mass_in_infection", "mass_in_lung")
+    return {"cases": cases} | {
+        key: sum(getattr(item, key) for item in sums) / cases if cases else None for key in keys
+    }
+
+
+def _round_times(state: RunState) -> list[Row]:
+    rows = []
+    for record in state.history:
+        slowest_site = max(sum(t.seconds for t in site.values()) for site in record.training.values())
+        overhead = (record.seconds - slowest_site) / len(state.weights)
+        for branch in state.weights:
+            slowest = max(site[branch].seconds for site in record.training.values())
+            rows.append(
+                {
+                    "round": record.round,
+                    "branch": branch.value,
+                    "slowest_site_train_s": slowest,
+                    "overhead_s": max(0.0, overhead),
+                }
+            )
+    return rows
+
+
+def _curves(state: RunState) -> list[Row]:
+    rows = []
+    for record in state.history:
+        for branch in state.weights:
+            training = [site[branch] for site in record.training.values()]
+            attention = [(t.attention_loss, t.cases) for t in training if t.attention_loss is not None]
+            found = None
+            if record.round < len(state.validation):
+                found = auc(pooled_validation(state, record.round, branch).histogram())
+            rows.append(
+                {
+                    "round": record.round,
+                    "branch": branch.value,
+                    "classification_loss": _mean((t.classification_loss, t.cases) for t in training),
+                    "attention_loss": _mean(attention),
+                    "validation_auc": None if found is None else found[0],
+                    "validation_auc_error_bound": None if found is None else found[1],
+                    "learning_rate": training[0].learning_rate,
+                }
+            )
+    return rows
+
+
+def _mean(values: Iterable[tuple[float, int]]) -> float | None:
+    pairs = list(values)
+    return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else None
+
+
+def _table1(enrolled: Enrolled) -> list[Row]:
+    rows = []
+    for name, sites in (("training", enrolled.training), ("held-out", enrolled.held_out)):
+        found = [row for site in sites.values() for row in site.demographics]
+        for label in Label:
+            rows.append(
+                {"set": name, "label": label.value} | _demographics([r for r in found if r.label is label])
+            )
+        rows.append({"set": name, "label": "total"} | _demographics(found))
+    return rows
+
+
+def _demographics(found: list[Demographics]) -> Row:
+    ages = np.sum([row.ages for row in found], axis=0) if found else np.zeros(1, np.int64)
+    years = np.repeat(np.arange(len(ages)), ages)
+    return {
+        "images": sum(row.images for row in found),
+        "patients": sum(row.patients for row in found),
+        "age_median": float(np.median(years)) if years.size else None,
+        "age_range": [int(years.min()), int(years.max())] if years.size else None,
+        "female": sum(row.female for row in found),
+        "male": sum(row.male for row in found),
+    }
+
+
+def _ratio_histogram(enrolled: Enrolled) -> Row:
+    sets = {
+        name: {
+            label.value: np.sum([site.ratio_histogram[label] for site in sites.values()], axis=0).tolist()
+            for label in Label
+        }
+        for name, sites in (("training", enrolled.training), ("held-out", enrolled.held_out))
+        if sites
+    }
+    return {"edges": list(RATIO_EDGES), "sets": sets}
+
+
+def _sampling(state: RunState, enrolled: Enrolled) -> Row:
+    """How often each size group was drawn under SS, beside W / sum W, and the chi-square test over sites.
+
+    A site without some of the groups draws by the renormalised probabilities, so that the test sums the
+    statistics of the sites, each with its own expectation.
+    """
+    probabilities = size_balanced_probabilities(enrolled.training_groups())
+    expected_total = dict.fromkeys(SizeGroup, 0.0)
+    drawn_total = dict.fromkeys(SizeGroup, 0)
+    statistic, freedom, sites = 0.0, 0, []
+    for site, description in enrolled.training.items():
+        drawn = _drawn(state, site)
+        present = [g for g in SizeGroup if description.training_groups[g] > 0]
+        if not present:
+            continue  # nothing but validation cases here
+        at_site = site_probabilities(probabilities, present)
+        expected = {g: p * sum(drawn.values()) for g, p in at_site.items()}
+        possible = [g for g in SizeGroup if expected[g] > 0]
+        of_site = sum((drawn[g] - expected[g]) ** 2 / expected[g] for g in possible)
+        statistic, freedom = statistic + of_site, freedom + max(0, len(possible) - 1)
+        sites.append({"site": site, "chi_square": of_site, "p_value": _p_value(of_site, len(possible) - 1)})
+        for group in SizeGroup:
+            expected_total[group] += expected[group]
+            drawn_total[group] += drawn[group]
+    n_drawn = max(1, sum(drawn_total.values()))
+    return {
+        "sampling": [
+            {
+                "branch": Branch.SS.value,
+                "group": group.value,
+                "expected": expected_total[group] / n_drawn,
+                "federation_probability": probabilities[group],
+                "drawn": drawn_total[group],
+            }
+            for group in SizeGroup
+        ],
+        "sampling_test": [
+            {"branch": Branch.SS.value, "chi_square": statistic, "p_value": _p_value(statistic, freedom)}
+        ],
+        "sampling_by_site": sites,
+    }
+
+
+def _drawn(state: RunState, site: str) -> dict[SizeGroup, int]:
+    rounds = [record.training[site][Branch.SS] for record in state.history if site in record.training]
+    return {group: sum(training.drawn[group] for training in rounds) for group in SizeGroup}
+
+
+def _p_value(chi_square: float, freedom: int) -> float | None:
+    return float(chi2.sf(chi_square, freedom)) if freedom > 0 else None

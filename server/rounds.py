@@ -1,0 +1,237 @@
+"""The federated rounds: every training site validates and trains each branch, the centre averages (IV-C)."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsan_model.metrics import ScoreCounts, auc
+from dsan_model.network import initial_state
+from dsan_model.protocol import (
+    BranchTraining,
+    CaseSet,
+    EvaluateReply,
+    EvaluateRequest,
+    RoundReply,
+    RoundRequest,
+)
+from dsan_model.sampling import Branch, size_balanced_probabilities
+from dsan_model.weights import FlatWeights, flatten
+from server.admission import Rejection, reject_round, relative_update
+from server.aggregation import RunningMean
+from server.enrolment import Enrolled
+from server.exchange import Exchange, Failure, Outcome
+from server.ledger import LedgerEntry, Status, append_event, append_round
+from server.run_state import (
+    RoundRecord,
+    RunState,
+    SiteCounts,
+    load_newest,
+    load_round_weights,
+    prune_rounds,
+    save_round,
+)
+from server.study import StudyConfig
+
+log = logging.getLogger("dsan.server")
+
+
+class StudyPausedError(Exception):
+    """The study may not go on by its own rules; it can be resumed where it stopped."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The round whose weights a branch goes on with; its pooled validation AUC, None with one class only."""
+
+    round: int
+    validation_auc: float | None
+
+
+def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> RunState:
+    """All rounds, from the newest verified state on; a round is on disk before the next one begins."""
+    state = load_newest(run_folder, study.digest) or _untrained(study)
+    if state.round:
+        append_event(run_folder, "resumed", f"after round {state.round} of {study.rounds}")
+        log.info("resumed after round %d of %d", state.round, study.rounds)
+    while state.round < study.rounds:
+        state = _next_round(exchange, study, enrolled, run_folder, state)
+        save_round(run_folder, state)
+        prune_rounds(run_folder, state, {best.round for best in select(state).values()})
+    return state
+
+
+def validate_newest(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, state: RunState) -> RunState:
+    """The state with its newest weights validated too: a round validates only those that it starts from."""
+    request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, state.weights)
+    counts: SiteCounts = {}
+    for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), EvaluateReply):
+        if isinstance(outcome.answer, Failure):
+            log.warning("%s did not validate the last round: %s", outcome.site, outcome.answer.code)
+        else:
+            counts[outcome.site] = outcome.answer.branches
+    return state.validated(counts)
+
+
+def select(state: RunState) -> dict[Branch, Selection]:
+    """The best round of every branch by pooled validation AUC, the earlier one on a tie (IV-C).
+
+    Only rounds that the same, largest number of sites validated are compared: a site that was missing once
+    does not change what "best" means. Without any AUC (one class) the newest round is taken.
+    """
+    most = max((len(counts) for counts in state.validation[1:]), default=0)
+    full = [r for r, counts in enumerate(state.validation) if r > 0 and len(counts) == most and most > 0]
+    return {branch: _best(state, branch, full) for branch in state.weights}
+
+
+def load_selected(
+    run_folder: Path, state: RunState, selection: dict[Branch, Selection]
+) -> dict[Branch, FlatWeights]:
+    """The weights of the selected round of every branch."""
+    return {
+        branch: state.weights[branch]
+        if chosen.round == state.round
+        else load_round_weights(run_folder, chosen.round, branch)
+        for branch, chosen in selection.items()
+    }
+
+
+def pooled_validation(state: RunState, round_number: int, branch: Branch) -> ScoreCounts:
+    """The validation counts of all sites together of the weights after a round."""
+    by_site = state.validation[round_number].values()
+    return sum((counts[branch] for counts in by_site), ScoreCounts.empty())
+
+
+def _best(state: RunState, branch: Branch, rounds: list[int]) -> Selection:
+    found = {r: auc(pooled_validation(state, r, branch).histogram()) for r in rounds}
+    scores = {r: value[0] for r, value in found.items() if value is not None}
+    if not scores:
+        return Selection(state.round, None)
+    best = max(scores, key=lambda r: (scores[r], -r))
+    return Selection(best, scores[best])
+
+
+def _untrained(study: StudyConfig) -> RunState:
+    weights = flatten(initial_state(study.network_config, study.seed))
+    return RunState(0, dict.fromkeys(study.branches, weights))
+
+
+@dataclass
+class _Gathered:
+    """What the accepted replies of a round add up to."""
+
+    means: dict[Branch, RunningMean]
+    training: dict[str, dict[Branch, BranchTraining]] = field(default_factory=dict)
+    validation: SiteCounts = field(default_factory=dict)
+    entries: list[LedgerEntry] = field(default_factory=list)
+
+    def accept(self, reply: RoundReply, incoming: dict[Branch, FlatWeights]) -> None:
+        self.training[reply.site] = reply.training
+        self.validation[reply.site] = reply.validation
+        for branch, weights in reply.weights.items():
+            training = reply.training[branch]
+            self.means[branch].add(weights, training.cases)
+            self.entries.append(
+                LedgerEntry(
+                    reply.round,
+                    reply.site,
+                    branch.value,
+                    "accepted",
+                    cases=training.cases,
+                    steps=training.steps,
+                    seconds=round(training.seconds, 3),
+                    bytes=weights.size_bytes,
+                    digest=weights.digest,
+                    relative_update=relative_update(weights, incoming[branch]),
+                )
+            )
+
+    def refuse(self, round_number: int, site: str, reason: Failure | Rejection) -> None:
+        is_reply = isinstance(reason, Rejection) or reason.code == "REPLY-PROTOCOL"
+        status: Status = "rejected" if is_reply else "missing"
+        for branch in self.means:
+            entry = LedgerEntry(
+                round_number, site, branch.value, status, code=reason.code, message=reason.message
+            )
+            self.entries.append(entry)
+        log.warning("round %d: %s is %s: %s: %s", round_number, site, status, reason.code, reason.message)
+
+
+def _next_round(
+    exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path, state: RunState
+) -> RunState:
+    started, sent, received = time.monotonic(), exchange.bytes_to_sites, exchange.bytes_from_sites
+    request = RoundRequest(
+        terms=study.terms(),
+        round=state.round + 1,
+        group_probabilities=size_balanced_probabilities(enrolled.training_groups()),
+        weights=state.weights,
+    )
+    gathered = _Gathered({branch: RunningMean() for branch in state.weights})
+    for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), RoundReply):
+        _take(gathered, outcome, request, enrolled, study)
+    _count_absent(gathered, request.round, study, enrolled)
+    append_round(run_folder, gathered.entries)
+    _require_quorum(gathered, request.round, study, enrolled)
+    record = RoundRecord(
+        round=request.round,
+        study_digest=study.digest,
+        training=gathered.training,
+        seconds=time.monotonic() - started,
+        bytes_to_sites=exchange.bytes_to_sites - sent,
+        bytes_from_sites=exchange.bytes_from_sites - received,
+    )
+    weights = {branch: mean.result() for branch, mean in gathered.means.items()}
+    following = state.after_round(record, weights, gathered.validation)
+    _tell(following, study)
+    return following
+
+
+def _take(
+    gathered: _Gathered,
+    outcome: Outcome[RoundReply],
+    request: RoundRequest,
+    enrolled: Enrolled,
+    study: StudyConfig,
+) -> None:
+    if isinstance(outcome.answer, Failure):
+        gathered.refuse(request.round, outcome.site, outcome.answer)
+        return
+    largest = study.participation.largest_relative_update
+    rejection = reject_round(outcome.answer, request, enrolled.training[outcome.site], largest)
+    if rejection is not None:
+        gathered.refuse(request.round, outcome.site, rejection)
+    else:
+        gathered.accept(outcome.answer, request.weights)
+
+
+def _count_absent(gathered: _Gathered, round_number: int, study: StudyConfig, enrolled: Enrolled) -> None:
+    for site in study.sites.training:
+        if site not in enrolled.training:
+            gathered.refuse(round_number, site, enrolled.failures[site])
+
+
+def _require_quorum(gathered: _Gathered, round_number: int, study: StudyConfig, enrolled: Enrolled) -> None:
+    everybody = {*study.sites.training, *enrolled.training}
+    quorum = study.participation.quorum or len(everybody)
+    if len(gathered.training) < max(1, quorum):
+        missing = ", ".join(sorted(everybody - set(gathered.training)))
+        raise StudyPausedError(
+            f"round {round_number} has {len(gathered.training)} of the {quorum} training sites that it "
+            f"needs; missing: {missing}. Mend these sites and resume the study, or lower participation.quorum"
+        )
+
+
+def _tell(state: RunState, study: StudyConfig) -> None:
+    """One line on how the round went; the AUC is that of the weights that went into it."""
+    parts = []
+    for branch in state.weights:
+        training = [by_branch[branch] for by_branch in state.history[-1].training.values()]
+        cases = sum(t.cases for t in training)
+        loss = sum(t.classification_loss * t.cases for t in training) / cases
+        found = auc(pooled_validation(state, state.round - 1, branch).histogram())
+        score = "n/a" if found is None else f"{found[0]:.3f}"
+        parts.append(f"{branch}: loss {loss:.3f}, validation AUC {score}")
+    last = state.history[-1]
+    head = f"round {state.round}/{study.rounds}: {len(last.training)} sites, {last.seconds:.1f} s"
+    log.info("%s; %s", head, "; ".join(parts))

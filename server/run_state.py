@@ -1,0 +1,200 @@
+"""What a run remembers: after every round the weights and what led to them, in a folder that verifies.
+
+A round's folder is written under another name and renamed when every byte is on disk, so that it is whole
+or absent. The newest folder whose SHA256SUMS agree is where a resumed study goes on.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors.numpy import load_file, save_file
+
+from dsan_model.metrics import ScoreCounts
+from dsan_model.protocol import BranchTraining
+from dsan_model.sampling import Branch
+from dsan_model.weights import FlatWeights, load_weights, save_weights
+
+SUMS = "SHA256SUMS"
+ROUNDS_KEPT = 2  # newest rounds whose weights stay beside those of the best rounds
+SiteCounts = dict[str, dict[Branch, ScoreCounts]]  # site, branch
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What a round did: the training of every accepted site, and the time it took."""
+
+    round: int
+    study_digest: str
+    training: dict[str, dict[Branch, BranchTraining]]  # site, branch
+    seconds: float
+    bytes_to_sites: int
+    bytes_from_sites: int
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The study after `round` rounds; round 0 is the untrained network."""
+
+    round: int
+    weights: dict[Branch, FlatWeights]
+    history: tuple[RoundRecord, ...] = ()
+    validation: tuple[SiteCounts, ...] = ()  # [r] is how the weights after r rounds did; one a round
+
+    def after_round(
+        self, record: RoundRecord, weights: dict[Branch, FlatWeights], validation: SiteCounts
+    ) -> "RunState":
+        """The state one round later; `validation` is how the weights that went into the round did."""
+        return replace(
+            self,
+            round=record.round,
+            weights=weights,
+            history=(*self.history, record),
+            validation=(*self.validation, validation),
+        )
+
+    def validated(self, validation: SiteCounts) -> "RunState":
+        """The same state with the newest weights validated too."""
+        return replace(self, validation=(*self.validation, validation))
+
+
+def save_round(run_folder: Path, state: RunState) -> None:
+    """Write the newest round of the state, whole or not at all."""
+    folder = _round_folder(run_folder, state.round)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for branch, weights in state.weights.items():
+        save_weights(partial / f"{branch}.safetensors", weights)
+    counts = {
+        f"{site}/{branch}": scores.counts_LGB
+        for site, by_branch in state.validation[-1].items()
+        for branch, scores in by_branch.items()
+    }
+    save_file(counts or {"none": np.zeros(0)}, partial / "validation.safetensors")
+    (partial / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
+    seal(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def load_newest(run_folder: Path, study_digest: str) -> RunState | None:
+    """The newest state that verifies and belongs to the study; None if there is none."""
+    for folder in sorted((run_folder / "rounds").glob("[0-9]" * 4), reverse=True):
+        state = _load(run_folder, int(folder.name), study_digest)
+        if state is not None:
+            return state
+    return None
+
+
+def load_round_weights(run_folder: Path, round_number: int, branch: Branch) -> FlatWeights:
+    """The weights of a branch after a round, verified."""
+    path = _round_folder(run_folder, round_number) / f"{branch}.safetensors"
+    if not is_sealed(path.parent) or path.name not in _sums(path.parent):
+        raise ValueError(f"{path}: this or another file of the round is missing or differs from {SUMS}")
+    return load_weights(path)
+
+
+def prune_rounds(run_folder: Path, state: RunState, best_rounds: set[int]) -> None:
+    """Drop the weights of rounds that are neither among the newest nor the best of a branch."""
+    for record in state.history[:-ROUNDS_KEPT]:
+        if record.round not in best_rounds:
+            folder = _round_folder(run_folder, record.round)
+            weights = {folder / f"{branch}.safetensors" for branch in state.weights}
+            if any(path.exists() for path in weights):
+                seal(folder, leaving_out=weights)
+                for path in weights:
+                    path.unlink(missing_ok=True)
+
+
+def seal(folder: Path, leaving_out: Set[Path] = frozenset()) -> None:
+    """Write SHA256SUMS over the files of a folder, but for those left out, and force everything to disk."""
+    found = {path for path in folder.rglob("*") if path.is_file() and path.name != SUMS}
+    paths = sorted(found - leaving_out)
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    sums = folder / f"{SUMS}.partial"
+    sums.write_text("".join(lines))
+    for path in [*paths, sums]:
+        sync(path)
+    sums.rename(folder / SUMS)
+    sync(folder)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether every file that the folder's SHA256SUMS names is there with those bytes."""
+    try:
+        return all(_sha256(folder / name) == digest for name, digest in _sums(folder).items())
+    except (OSError, ValueError):
+        return False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file whole: a reader, or a restart after a power cut, sees the old or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    sync(partial)
+    partial.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_RECORD = TypeAdapter(RoundRecord)
+
+
+def _load(run_folder: Path, newest: int, study_digest: str) -> RunState | None:
+    history, validation = [], []
+    for round_number in range(1, newest + 1):
+        folder = _round_folder(run_folder, round_number)
+        if not is_sealed(folder):
+            return None
+        try:
+            record = _RECORD.validate_json((folder / "state.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        if record.study_digest != study_digest:
+            return None
+        history.append(record)
+        validation.append(_load_validation(folder))
+    folder = _round_folder(run_folder, newest)
+    sealed = _sums(folder)
+    paths = {branch: folder / f"{branch}.safetensors" for branch in Branch}
+    weights = {branch: load_weights(path) for branch, path in paths.items() if path.name in sealed}
+    return RunState(newest, weights, tuple(history), tuple(validation)) if weights else None
+
+
+def _load_validation(folder: Path) -> SiteCounts:
+    counts: SiteCounts = {}
+    for name, values in load_file(folder / "validation.safetensors").items():
+        if "/" in name:
+            site, branch = name.rsplit("/", 1)
+            counts.setdefault(site, {})[Branch(branch)] = ScoreCounts(values)
+    return counts
+
+
+def _round_folder(run_folder: Path, round_number: int) -> Path:
+    return run_folder / "rounds" / f"{round_number:04d}"
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Name and digest of every file that SHA256SUMS vouches for."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""dsan-simulate: a whole federated study over synthetic (or real) hospitals on one machine."""
+
+import logging
+import os
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXIT_BAD_DATA, EXIT_INCOMPLETE, EXIT_BAD_CONFIGURATION = 65, 70, 78
+STARTED = time.monotonic()
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+class EngineName(StrEnum):
+    """How messages travel."""
+
+    INPROCESS = "inprocess"
+    RAY = "ray"
+    DEPLOYMENT = "deployment"
+
+
+class Preset(StrEnum):
+    """Sizes of a study; the method is the paper's in all of them."""
+
+    DEMO = "demo"
+    TINY = "tiny"
+    FULL = "full"
+
+
+class FileFormat(StrEnum):
+    """What scans are written as; `mixed` gives two hospitals DICOM and the others NIfTI."""
+
+    MIXED = "mixed"
+    NIFTI = "nifti"
+    DICOM = "dicom"
+
+
+class HeldOutMix(StrEnum):
+    """Classes of the held-out hospital; in the paper's test set all CAP comes from one unseen site."""
+
+    MIXED = "mixed"
+    CAP_ONLY = "cap-only"
+
+
+Out = Annotated[Path | None, typer.Option(help="Run folder; the same folder again resumes the study.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides the hospitals, the folds and every draw.")]
+
+
+@app.command()
+def run(
+    preset: Annotated[Preset, typer.Option(help="demo: two CPU cores; full: the paper.")] = Preset.DEMO,
+    sites: Annotated[int, typer.Option(min=2, help="Number of hospitals to write.")] = 8,
+    cases: Annotated[int | None, typer.Option(min=4, help="Scans of a hospital, on average.")] = None,
+    held_out: Annotated[str, typer.Option(help="Names of held-out hospitals, by comma [the last one].")] = "",
+    held_out_mix: Annotated[HeldOutMix, typer.Option(help="Classes of the held-out one.")] = HeldOutMix.MIXED,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Federated rounds [the preset's].")] = None,
+    engine: Annotated[EngineName, typer.Option(help="How messages travel.")] = EngineName.INPROCESS,
+    seed: Seed = 0,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train RN34 + US too.")] = False,
+    quorum: Annotated[int, typer.Option(min=0, help="Training sites that a round needs; 0: all.")] = 0,
+    hospitals: Annotated[Path | None, typer.Option(help="Folder of hospitals that are there.")] = None,
+    out: Out = None,
+    workers: Annotated[int, typer.Option(min=0, help="Sites at a time; 0: one for each core.")] = 0,
+) -> None:
+    """Run a whole federated study and write its report.
+
+    Example: dsan-simulate run --preset demo --seed 7 --out runs/demo-7
+    """
+    _configure_logging()
+    logging.getLogger("dsan.simulation").info("dsan-simulate: loading torch and Flower")
+    from simulation.command import RunOptions, run_command
+
+    options = RunOptions(
+        preset=preset.value,
+        n_sites=sites,
+        cases=cases,
+        held_out=tuple(name for name in held_out.split(",") if name),
+        held_out_mix=held_out_mix.value,
+        rounds=rounds,
+        engine=engine.value,
+        seed=seed,
+        baseline=baseline,
+        quorum=quorum,
+        hospitals=hospitals,
+        out=out or Path("runs") / f"{preset.value}-seed{seed}",
+        workers=workers or os.cpu_count() or 1,
+    )
+    raise typer.Exit(run_command(options, STARTED))
+
+
+@app.command()
+def hospitals(
+    out: Annotated[Path, typer.Argument(help="Folder to write them to.")],
+    sites: Annotated[int, typer.Option(min=2, help="Number of hospitals.")] = 8,
+    cases: Annotated[int, typer.Option(min=4, help="Scans of a hospital, on average.")] = 60,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Grid of a scan: D H W.")] = (40, 96, 96),
+    format: Annotated[FileFormat, typer.Option(help="What scans are written as.")] = FileFormat.MIXED,
+    held_out_mix: Annotated[HeldOutMix, typer.Option(help="Classes of the last one.")] = HeldOutMix.MIXED,
+    preset: Annotated[Preset, typer.Option(help="Whose preparation site.toml asks for.")] = Preset.DEMO,
+    seed: Seed = 0,
+) -> None:
+    """Write synthetic hospitals to disk as hospitals have them: scans, masks, cohort.csv, site.toml.
+
+    Example: dsan-simulate hospitals hospitals --sites 3 --cases 20 --format dicom
+    """
+    _configure_logging()
+    from simulation.command import HospitalOptions, hospitals_command
+
+    options = HospitalOptions(
+        out, sites, cases, shape, None if format is FileFormat.MIXED else format.value, held_out_mix.value,
+        preset.value, seed, os.cpu_count() or 1,
+    )  # fmt: skip
+    raise typer.Exit(hospitals_command(options))
+
+
+class _Elapsed(logging.Formatter):
+    """Plain lines with the seconds since the start."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"[{time.monotonic() - STARTED:6.1f} s] {level}{record.getMessage()}"
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Elapsed())
+    logger = logging.getLogger("dsan")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+
+def main() -> Any:
+    """Entry point of dsan-simulate."""
+    return app()

@@ -1,0 +1,215 @@
+"""What the commands of dsan-simulate do, and with which exit code they end."""
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.findings import FindingError
+from dsan_model.configuration import ConfigurationError, parse_configuration
+from server.rounds import StudyPausedError
+from server.study import PRESETS, StudyConfig
+from simulation.deployment_engine import DeploymentError
+from simulation.engines import Engine
+from simulation.federated_study import (
+    Stopwatch,
+    StudyMismatchError,
+    find_hospitals,
+    peak_memory_bytes,
+    prepare_hospitals,
+    run_prepared,
+    write_study,
+)
+from simulation.hospitals import plan_hospitals, write_hospitals
+from simulation.ray_engine import MissingRayError
+
+DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION = 0, 65, 69, 70, 78
+
+NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
+CASES_A_SITE = {"demo": 60, "tiny": 10, "full": 60}
+
+log = logging.getLogger("dsan.simulation")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `dsan-simulate run`."""
+
+    preset: str
+    n_sites: int
+    cases: int | None
+    held_out: tuple[str, ...]
+    held_out_mix: str
+    rounds: int | None
+    engine: str
+    seed: int
+    baseline: bool
+    quorum: int
+    hospitals: Path | None
+    out: Path
+    workers: int
+
+
+@dataclass(frozen=True)
+class HospitalOptions:
+    """The options of `dsan-simulate hospitals`."""
+
+    out: Path
+    n_sites: int
+    cases: int
+    shape_DHW: tuple[int, int, int]
+    file_format: str | None
+    held_out_mix: str
+    preset: str
+    seed: int
+    workers: int
+
+
+def run_command(options: RunOptions, started: float) -> int:
+    """`dsan-simulate run`: the exit code; progress on stderr, the headline on stdout."""
+    try:
+        return _run(options, started)
+    except (ConfigurationError, StudyMismatchError) as error:
+        return _refuse(error, BAD_CONFIGURATION)
+    except FindingError as error:
+        is_configuration = error.finding.code.startswith("SITE-")
+        return _refuse(error, BAD_CONFIGURATION if is_configuration else BAD_DATA)
+    except (MissingRayError, DeploymentError) as error:
+        return _refuse(error, UNAVAILABLE)
+    except StudyPausedError as error:
+        return _refuse(error, INCOMPLETE)
+
+
+def hospitals_command(options: HospitalOptions) -> int:
+    """`dsan-simulate hospitals`: the exit code."""
+    try:
+        study = _study(options.preset, "hospitals", options.seed)
+        sites = _write_hospitals(options, study)
+    except ConfigurationError as error:
+        return _refuse(error, BAD_CONFIGURATION)
+    sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
+    sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")
+    return DONE
+
+
+def _run(options: RunOptions, started: float) -> int:
+    stopwatch = Stopwatch({"start": time.monotonic() - started})
+    run_folder = options.out.resolve()
+    with stopwatch.phase("hospitals"):
+        sites = _hospitals(options, run_folder)
+    study = _named_study(options, tuple(sites))
+    write_study(run_folder, study)
+    _tell_what_is_shrunk(study)
+    with stopwatch.phase("preparing"):
+        prepared = prepare_hospitals(sites, study, options.workers)
+    results = run_prepared(run_folder, study, prepared, Engine(options.engine), options.workers, stopwatch)
+    sys.stdout.write(_headline(results, run_folder, stopwatch, time.monotonic() - started))
+    return DONE if results["complete"] else INCOMPLETE
+
+
+def _hospitals(options: RunOptions, run_folder: Path) -> dict[str, Path]:
+    if options.hospitals is not None:
+        return find_hospitals(options.hospitals)
+    study = _study(options.preset, "hospitals", options.seed)
+    written = HospitalOptions(
+        out=run_folder / "hospitals",
+        n_sites=options.n_sites,
+        cases=options.cases or CASES_A_SITE[options.preset],
+        shape_DHW=NATIVE_SHAPE_DHW[options.preset],
+        file_format=None,
+        held_out_mix=options.held_out_mix,
+        preset=options.preset,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    _write_hospitals(written, study)
+    return find_hospitals(written.out)
+
+
+def _write_hospitals(options: HospitalOptions, study: StudyConfig) -> tuple[Path, ...]:
+    plans = plan_hospitals(
+        options.n_sites,
+        options.cases,
+        options.seed,
+        held_out_mix=options.held_out_mix,
+        file_format=options.file_format,
+    )
+    last = [time.monotonic()]
+
+    def tell(done: int, total: int) -> None:
+        if done == total or time.monotonic() - last[0] > 5.0:
+            last[0] = time.monotonic()
+            log.info("hospitals: %d of %d scans written", done, total)
+
+    return write_hospitals(
+        options.out, plans, options.shape_DHW, options.seed, study.recipe, options.workers, tell
+    )
+
+
+def _study(preset: str, name: str, seed: int, **settings: Any) -> StudyConfig:
+    table: dict[str, Any] = {"name": name, "seed": seed, "preset": preset, **PRESETS[preset], **settings}
+    return parse_configuration(table, StudyConfig, "the command line")
+
+
+def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
+    held_out = options.held_out or names[-1:]
+    unknown = sorted(set(held_out) - set(names))
+    if unknown:
+        raise StudyMismatchError(
+            f"--held-out {','.join(unknown)}: no such hospital; there are {', '.join(names)}"
+        )
+    settings: dict[str, Any] = {
+        "baseline": options.baseline,
+        "sites": {"training": [n for n in names if n not in held_out], "held_out": list(held_out)},
+        "participation": {"quorum": options.quorum},
+    }
+    if options.rounds is not None:
+        settings["rounds"] = options.rounds
+    return _study(options.preset, options.out.name, options.seed, **settings)
+
+
+def _tell_what_is_shrunk(study: StudyConfig) -> None:
+    from server.study import differences_from_paper
+
+    rows = differences_from_paper(study)
+    if rows:
+        log.info("preset %s shrinks the paper's study, not its method:", study.preset)
+        for what, paper, here in rows:
+            log.info("  %-28s %s instead of %s", what, here, paper)
+
+
+def _headline(results: dict[str, Any], run_folder: Path, stopwatch: Stopwatch, seconds: float) -> str:
+    state = "complete" if results["complete"] else "INCOMPLETE: see the report"
+    lines = [f"\nStudy {results['study']['name']}: {state}", _table(results)]
+    phases = ", ".join(f"{name} {s:.0f} s" for name, s in stopwatch.phases.items())
+    lines.append(f"{seconds:.0f} s in all ({phases}); peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
+    lines.append(f"report: {os.path.relpath(run_folder / 'report.html')}\n")
+    return "\n".join(lines)
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = [f"{'set':<11} {'model':<24} {'COVID/CAP':>10} {'AUC':>6}  {'95 % CI':<13} {'acc':>6} {'F1':>6}"]
+    control = results["controls"]["auc_infection_ratio"]
+    for case_set in ("validation", "held-out"):
+        rows = [row for row in results["table2"] if row["set"] == case_set]
+        for row in rows:
+            interval = "-".join(f"{x:.3f}" for x in row["auc_ci"]) if row["auc_ci"] else "n/a"
+            n = f"{row['n']['COVID-19']}/{row['n']['CAP']}"
+            lines.append(
+                f"{case_set:<11} {row['model']:<24} {n:>10} {_figure(row['auc'])}  {interval:<13} "
+                f"{_figure(row['accuracy'])} {_figure(row['f1'])}"
+            )
+        lines.append(f"{case_set:<11} {'infection ratio alone':<24} {'':>10} {_figure(control[case_set])}")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return f"{'n/a':>6}" if value is None else f"{value:6.3f}"
+
+
+def _refuse(error: Exception, code: int) -> int:
+    sys.stderr.write(f"dsan-simulate: {error}\n")
+    return code

@@ -1,0 +1,191 @@
+"""The whole study on one machine: write or find the hospitals, prepare, run, collect pictures, report."""
+
+import json
+import logging
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client.findings import Finding, FindingError
+from client.preparation import Progress, prepare_cohort
+from client.site import SiteConfig, read_site
+from server.report import write_report
+from server.results import RESULTS, read_results
+from server.run_state import write_atomically
+from server.study import StudyConfig, read_study
+from simulation.engines import Engine, run_study_on
+
+log = logging.getLogger("dsan.simulation")
+
+
+class StudyMismatchError(Exception):
+    """The output folder holds another study, or the hospitals do not fit this one."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by phase, in the order in which the phases came."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block towards a phase."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The hospitals that a study can run over, and what was wrong with the data of each."""
+
+    sites: dict[str, Path]  # name to site.toml
+    findings: dict[str, tuple[Finding, ...]]
+
+
+def find_hospitals(folder: Path) -> dict[str, Path]:
+    """Name to site.toml of every hospital below a folder, in natural order of names."""
+    configs = [path.resolve() for path in folder.glob("*/site.toml")]
+    if not configs:
+        raise StudyMismatchError(
+            f"{folder}: no hospital here: expected folders with a site.toml each, as "
+            "`dsan-simulate hospitals` writes them"
+        )
+    named = {read_site(path).name: path for path in configs}
+    if len(named) < len(configs):
+        raise StudyMismatchError(f"{folder}: two hospitals have the same name in site.toml")
+    return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def write_study(run_folder: Path, study: StudyConfig) -> None:
+    """Put study.toml into the run folder, or check that the study there is the same one."""
+    path = run_folder / "study.toml"
+    if path.exists():
+        if read_study(path) != study:
+            raise StudyMismatchError(
+                f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
+            )
+        return
+    run_folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _toml(study.model_dump(mode="json")).encode())
+
+
+def prepare_hospitals(sites: dict[str, Path], study: StudyConfig, workers: int) -> Prepared:
+    """Prepare every hospital's cohort; one without a usable case is left out of nothing here.
+
+    The study itself finds out that such a site cannot take part, as it would in a deployment.
+    """
+    findings: dict[str, tuple[Finding, ...]] = {}
+    for name, path in sites.items():
+        config = read_site(path)
+        _require_recipe(config, study, path)
+        try:
+            result = prepare_cohort(config, workers, _progress_line(name))
+            findings[name] = result.findings
+            _tell_findings(name, result.findings)
+        except FindingError as error:
+            findings[name] = (error.finding,)
+            log.error("%s: %s", name, error)
+    return Prepared(sites, findings)
+
+
+def run_prepared(
+    run_folder: Path, study: StudyConfig, prepared: Prepared, engine: Engine, workers: int, stopwatch: Stopwatch
+) -> dict[str, Any]:
+    """Run or resume the study, then write the report; what results.json says."""
+    results = read_results(run_folder)
+    if results is None:
+        with stopwatch.phase("study"):
+            run_study_on(engine, run_folder, tuple(prepared.sites.values()), workers)
+            collect_panels(run_folder, prepared.sites, study)
+        results = read_results(run_folder)
+        if results is None:
+            raise StudyMismatchError(f"{run_folder}: the study ended without {RESULTS}: see study.log there")
+        results = _add_timing(run_folder, results, stopwatch)
+    with stopwatch.phase("report"):
+        write_report(run_folder)
+    return results
+
+
+def collect_panels(run_folder: Path, sites: dict[str, Path], study: StudyConfig) -> None:
+    """Copy the attention panels of all sites into the run folder: a simulation owns both sides."""
+    folder = run_folder / "figures" / "panels"
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for name, path in sites.items():
+        source = read_site(path).panel_folder / study.digest[:16]
+        for listing in sorted(source.glob("*.json")):
+            for panel in json.loads(listing.read_text(encoding="utf-8")):
+                file = f"{name}-{panel['file']}"
+                shutil.copyfile(source / panel["file"], folder / file)
+                listed.append(panel | {"file": file})
+    listed.sort(key=lambda panel: (panel["set"] != "held-out", panel["site"]))
+    write_atomically(folder / "panels.json", json.dumps(listed, indent=1).encode())
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory of this process or of one of its children so far."""
+    usages = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usages) * 1024
+
+
+def _add_timing(run_folder: Path, results: dict[str, Any], stopwatch: Stopwatch) -> dict[str, Any]:
+    phases = [{"name": name, "seconds": seconds} for name, seconds in stopwatch.phases.items()]
+    timing = results["timing"] | {"phases": phases, "peak_memory_bytes": peak_memory_bytes()}
+    study = results["study"] | {"synthetic": (run_folder / "hospitals").exists()}
+    results = results | {"timing": timing, "study": study}
+    write_atomically(run_folder / RESULTS, json.dumps(results, indent=1).encode())
+    return results
+
+
+def _require_recipe(config: SiteConfig, study: StudyConfig, path: Path) -> None:
+    if config.preprocessing_recipe.digest != study.recipe.digest:
+        raise StudyMismatchError(
+            f"{path}: [recipe] gives volumes of {config.recipe.shape_dhw} (antialias "
+            f"{config.recipe.antialias}), the study needs {study.input.shape_dhw} (antialias "
+            f"{study.input.antialias}): change one of the two"
+        )
+
+
+def _progress_line(name: str):  # type: ignore[no-untyped-def]
+    last = [0.0]
+
+    def tell(progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.done == progress.total or now - last[0] > 5.0:
+            last[0] = now
+            eta = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s to go"
+            log.info("%s: prepared %d of %d cases%s", name, progress.done, progress.total, eta)
+
+    return tell
+
+
+def _tell_findings(name: str, findings: tuple[Finding, ...]) -> None:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    for finding in errors[:5]:
+        log.warning("%s: %s", name, finding)
+    if len(errors) > 5:
+        log.warning("%s: and %d errors more: `dsan-client check` lists them", name, len(errors) - 5)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    digits = "".join(c for c in name if c.isdigit())
+    return name.rstrip("0123456789"), int(digits or 0)
+
+
+def _toml(table: dict[str, Any]) -> str:
+    """A flat table with sub-tables of plain values as TOML."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+    return "\n".join(lines) + "\n"
