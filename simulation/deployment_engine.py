@@ -100,7 +100,9 @@ def _submit(folder: Path, port: int, run_folder: Path) -> None:
     done = subprocess.run(command, env=_environment(home), capture_output=True, text=True, timeout=120)
     answer = _last_json(done.stdout)
     if done.returncode != 0 or not answer.get("success", False):
-        raise DeploymentError(f"the SuperLink did not take the study: {done.stdout.strip()} {done.stderr.strip()}")
+        raise DeploymentError(
+            f"the SuperLink did not take the study: {done.stdout.strip()} {done.stderr.strip()}"
+        )
 
 
 def _last_json(text: str) -> dict[str, object]:
@@ -154,7 +156,9 @@ def _wait_for_port(port: int, log: Path) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise DeploymentError(f"the SuperLink does not listen on 127.0.0.1:{port} after {START_S:.0f} s: see {log}")
+    raise DeploymentError(
+        f"the SuperLink does not listen on 127.0.0.1:{port} after {START_S:.0f} s: see {log}"
+    )
 
 
 def _free_port() -> int:

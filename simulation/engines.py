@@ -2,13 +2,13 @@
 
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.clientapp import ClientApp
@@ -16,7 +16,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import SITES_VARIABLE
 from client.app import app as client_app
 from server.app import app as server_app
 
@@ -35,6 +34,7 @@ class Engine(StrEnum):
 
 def run_study_on(engine: Engine, run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
     """Run the study of a run folder over the sites, `workers` of them at a time; resumes what was begun."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of every process from here on: one core a site, the same last bits
     match engine:
         case Engine.INPROCESS:
             _run_in_process(run_folder, site_configs, workers)
@@ -49,20 +49,19 @@ def run_study_on(engine: Engine, run_folder: Path, site_configs: tuple[Path, ...
 
 
 def _run_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="site") as pool:
+    with ThreadPoolExecutor(workers, "site", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         grid = InProcessGrid(client_app, site_configs, pool)
-        context = _context(0, {}, {"run-dir": str(run_folder)})
-        server_app(grid, context)
+        server_app(grid, _context(0, {}, {"run-dir": str(run_folder)}))
 
 
 class InProcessGrid(Grid):
     """Flower's Grid as function calls: node i is the site of the i-th configuration.
 
-    Messages of the same moment run in the pool's threads; a reply is kept until it is pulled.
+    Messages of the same moment run in the pool's threads, each with one core; a reply is kept until pulled.
     """
 
     def __init__(self, app: ClientApp, site_configs: tuple[Path, ...], pool: ThreadPoolExecutor) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 0  # `Message` asks for them
         self._app = app
         self._pool = pool
         self._contexts = {

@@ -98,7 +98,12 @@ def prepare_hospitals(sites: dict[str, Path], study: StudyConfig, workers: int) 
 
 
 def run_prepared(
-    run_folder: Path, study: StudyConfig, prepared: Prepared, engine: Engine, workers: int, stopwatch: Stopwatch
+    run_folder: Path,
+    study: StudyConfig,
+    prepared: Prepared,
+    engine: Engine,
+    workers: int,
+    stopwatch: Stopwatch,
 ) -> dict[str, Any]:
     """Run or resume the study, then write the report; what results.json says."""
     results = read_results(run_folder)

@@ -18,10 +18,15 @@ class MissingRayError(Exception):
 def run_on_ray(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
     """Run the study with `workers` CPU slots; virtual node i is the site of the i-th configuration."""
     if importlib.util.find_spec("ray") is None:
-        raise MissingRayError("the engine `ray` needs Ray: install it with `pip install 'dsan-federated[ray]'`")
+        raise MissingRayError(
+            "the engine `ray` needs Ray: install it with `pip install 'dsan-federated[ray]'`"
+        )
     os.environ[SITES_VARIABLE] = os.pathsep.join(map(str, site_configs))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from flwr.simulation.run_simulation import EventType, _run_simulation  # public `run_simulation`: no run config
+    from flwr.simulation.run_simulation import (
+        EventType,
+        _run_simulation,
+    )  # public `run_simulation`: no run config
 
     _run_simulation(
         num_supernodes=len(site_configs),
