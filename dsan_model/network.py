@@ -27,6 +27,7 @@ class NetworkConfig:
     stem_kernel: int = 7
     stem_pool: bool = True
     strides: tuple[int, int, int, int] = (1, 2, 2, 1)  # III-A: the last stage has stride 1, not 2
+    standardise_input: bool = False  # mean 0 and sd 1 inside the lungs of each case; not in the paper
 
 
 class NetworkOutput(NamedTuple):
@@ -44,6 +45,7 @@ class AttentionResNet(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.standardise_input = config.standardise_input
         stem_padding = config.stem_kernel // 2
         self.conv1 = nn.Conv3d(
             1, config.width, config.stem_kernel, stride=2, padding=stem_padding, bias=False
@@ -61,7 +63,8 @@ class AttentionResNet(nn.Module):
 
     def features(self, volume_B1DHW: Tensor) -> Tensor:
         """Feature maps f before the pooling, (B, C, d, h, w): (512, 9, 16, 16) of (138, 256, 256)."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(volume_B1DHW)), inplace=True))
+        x = standardised(volume_B1DHW) if self.standardise_input else volume_B1DHW
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         stages: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return stages
 
@@ -95,6 +98,19 @@ def attention_map(cam_Bdhw: Tensor, size_DHW: tuple[int, int, int]) -> Tensor:
 def is_flat(low: Tensor, high: Tensor) -> Tensor:
     """Whether maps with these extremes have no contrast; normalised, their rounding would fill [0, 1]."""
     return high - low <= FLAT_WITHIN_ULP * torch.finfo(high.dtype).eps * high.abs()
+
+
+def standardised(volume_B1DHW: Tensor) -> Tensor:
+    """Each case with mean 0 and standard deviation 1 inside its lungs (above 0), and 0 outside them.
+
+    A small network that sees few cases then starts from lesions instead of from the edge of the lungs.
+    """
+    is_lung = volume_B1DHW > 0
+    n_voxels = is_lung.sum(dim=(1, 2, 3, 4), keepdim=True).clamp(min=2)
+    mean = volume_B1DHW.sum(dim=(1, 2, 3, 4), keepdim=True) / n_voxels
+    centred = torch.where(is_lung, volume_B1DHW - mean, 0.0)
+    variance = centred.square().sum(dim=(1, 2, 3, 4), keepdim=True) / (n_voxels - 1)
+    return centred / variance.sqrt().clamp(min=1e-6)
 
 
 def initial_state(config: NetworkConfig, seed: int) -> dict[str, Tensor]:

@@ -303,10 +303,12 @@ def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Mess
     if unknown:
         raise ProtocolError(f"not a {kind.__name__}: unknown keys {unknown}")
     try:
-        values = vars(adapter.validate_json(json.dumps(head["fields"]), strict=True))
+        value = adapter.validate_json(json.dumps(head["fields"]), strict=True)
+        if adapter.dump_python(value, mode="json") != head["fields"]:
+            raise ValueError("a field is left out: the default that stands in may not be the sender's")
         arrays = record.array_records["arrays"]
         bulk = {name: _read_bulk(head[name], name, of, arrays) for name, of in bulk_types.items()}
-        message: Message = kind(**values, **bulk)
+        message: Message = kind(**vars(value), **bulk)
         return message
     except ValidationError as error:
         first = error.errors()[0]

@@ -69,7 +69,8 @@ def site_probabilities(
     present = set(groups)
     total = sum(probability for group, probability in probabilities.items() if group in present)
     if total == 0.0:
-        raise ValueError(f"none of the groups {sorted(present)} has a probability above 0 in this study")
+        groups_here = ", ".join(sorted(present)) or "(none)"
+        raise ValueError(f"none of the site's groups has a probability above 0 in this study: {groups_here}")
     return {
         group: probability / total if group in present else 0.0
         for group, probability in probabilities.items()

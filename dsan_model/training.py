@@ -34,6 +34,7 @@ class TrainingConfig:
     batch_size: int = 20
     local_epochs: int = 1
     attention_weight: float = 0.5  # lambda of Eq. 4
+    flips: bool = False  # turn each drawn case over at random; not in the paper
 
 
 class Sample(NamedTuple):
@@ -119,6 +120,19 @@ def batches(
     )
     for batch in loader:
         yield Batch(*(tensor.to(machine.device, non_blocking=True) for tensor in batch))
+
+
+def randomly_flipped(epoch_batches: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
+    """Each case of each batch flipped along each of its three axes with probability one half."""
+    for batch in epoch_batches:
+        axes = [[axis for axis in (1, 2, 3) if generator.random() < 0.5] for _ in batch.label_B]
+        volumes = [volume.flip(flipped) for volume, flipped in zip(batch.volume_B1DHW, axes, strict=True)]
+        infections = [
+            infection[None].flip(flipped)[0]
+            for infection, flipped in zip(batch.infection_BDHW, axes, strict=True)
+        ]
+        volume_B1DHW = torch.stack(volumes).contiguous(memory_format=torch.channels_last_3d)
+        yield Batch(volume_B1DHW, batch.label_B, torch.stack(infections))
 
 
 def train_epoch(

@@ -53,9 +53,8 @@ def _reject_identity(reply: RoundReply, request: RoundRequest, enrolled: SiteDes
         ("validation", reply.validation),
     ):
         if set(found) != set(request.weights):
-            return Rejection(
-                "REPLY-BRANCHES", f"{name} of {sorted(found)}, expected {sorted(request.weights)}"
-            )
+            branches, expected = (", ".join(sorted(names)) or "none" for names in (found, request.weights))
+            return Rejection("REPLY-BRANCHES", f"{name} of {branches}; expected {expected}")
     return None
 
 
@@ -64,11 +63,13 @@ def _reject_counts(reply: RoundReply, request: RoundRequest, enrolled: SiteDescr
     n_validation = sum(enrolled.validation_groups.values())
     for branch, training in reply.training.items():
         drawn = sum(training.drawn.values())
-        is_count_of_groups = set(training.drawn) == set(SizeGroup) and min(training.drawn.values()) >= 0
-        if not training.cases == drawn == n_training or n_training < 1 or not is_count_of_groups:
+        if not training.cases == drawn == n_training or n_training < 1:
             return Rejection(
                 "REPLY-CASES", f"{branch}: {training.cases} cases, {drawn} drawn, enrolled {n_training}"
             )
+        if set(training.drawn) != set(SizeGroup) or min(training.drawn.values()) < 0:
+            groups = ", ".join(f"{group}: {n}" for group, n in training.drawn.items())
+            return Rejection("REPLY-CASES", f"{branch}: not a count of each size group: {groups}")
         if training.steps < 1 or training.seconds < 0:
             return Rejection("REPLY-STEPS", f"{branch}: {training.steps} steps in {training.seconds} s")
         validated = reply.validation[branch].n_cases

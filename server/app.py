@@ -5,6 +5,8 @@ It drives Flower's Grid itself. Everything that it needs to go on after a crash 
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -27,7 +29,23 @@ log = logging.getLogger("dsan.server")
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
-    run_study(grid, Path(str(context.run_config["run-dir"])))
+    run_folder = Path(str(context.run_config["run-dir"]))
+    with _logged(run_folder / "study.log"):
+        run_study(grid, run_folder)
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Repeat what the study says into a file of its run folder."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def run_study(grid: Grid, run_folder: Path) -> None:

@@ -52,8 +52,8 @@ def read_ledger(run_folder: Path) -> Iterator[dict[str, object]]:
             continue
 
 
-def participation(run_folder: Path) -> dict[tuple[int, str], Status]:
-    """The last word on every (round, site) of the ledger."""
+def last_statuses(run_folder: Path) -> dict[tuple[int, str], Status]:
+    """The last word of the ledger on every (round, site): a resumed round is written twice."""
     found: dict[tuple[int, str], Status] = {}
     for line in read_ledger(run_folder):
         if line.get("event") == "round":

@@ -18,7 +18,7 @@ from server.enrolment import Enrolled
 from server.ensemble_fit import FittedEnsemble
 from server.exchange import Exchange
 from server.held_out import HeldOut
-from server.ledger import participation
+from server.ledger import last_statuses
 from server.rounds import Selection, pooled_validation
 from server.run_state import RunState, write_atomically
 from server.study import StudyConfig, differences_from_paper
@@ -91,7 +91,7 @@ def _study(study: StudyConfig) -> Row:
 
 
 def _sites(run_folder: Path, outcome: StudyOutcome) -> list[Row]:
-    status = participation(run_folder)
+    status = last_statuses(run_folder)
     study, enrolled = outcome.study, outcome.enrolled
     rows = []
     for site in sorted({*study.sites.training, *enrolled.training}):

@@ -32,6 +32,7 @@ class NetworkTable(Strict):
     width: Positive = NetworkConfig.width
     stem_kernel: Literal[3, 5, 7] = 7
     stem_pool: bool = NetworkConfig.stem_pool
+    standardise_input: bool = NetworkConfig.standardise_input
 
 
 class TrainingTable(Strict):
@@ -45,6 +46,7 @@ class TrainingTable(Strict):
     batch_size: Positive = TrainingConfig.batch_size
     local_epochs: Positive = TrainingConfig.local_epochs
     attention_weight: Annotated[float, Field(ge=0)] = TrainingConfig.attention_weight
+    flips: bool = TrainingConfig.flips
 
 
 class SitesTable(Strict):
@@ -170,8 +172,9 @@ def differences_from_paper(study: StudyConfig) -> list[tuple[str, str, str]]:
         for key in type(ours).model_fields:
             if getattr(ours, key) != getattr(theirs, key):
                 rows.append((f"{table}.{key}", _text(getattr(theirs, key)), _text(getattr(ours, key))))
-    if study.rounds != paper.rounds:
-        rows.append(("rounds", str(paper.rounds), str(study.rounds)))
+    for key in ("rounds", "folds"):
+        if getattr(study, key) != getattr(paper, key):
+            rows.append((key, _text(getattr(paper, key)), _text(getattr(study, key))))
     return rows
 
 

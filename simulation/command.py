@@ -72,7 +72,7 @@ def run_command(options: RunOptions, started: float) -> int:
     """`dsan-simulate run`: the exit code; progress on stderr, the headline on stdout."""
     try:
         return _run(options, started)
-    except (ConfigurationError, StudyMismatchError) as error:
+    except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
     except FindingError as error:
         is_configuration = error.finding.code.startswith("SITE-")
@@ -88,7 +88,7 @@ def hospitals_command(options: HospitalOptions) -> int:
     try:
         study = _study(options.preset, "hospitals", options.seed)
         sites = _write_hospitals(options, study)
-    except ConfigurationError as error:
+    except (ConfigurationError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
     sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
     sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")

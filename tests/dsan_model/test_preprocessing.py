@@ -400,9 +400,8 @@ def test_the_whole_scan_is_never_copied_to_float32() -> None:
 
 
 @pytest.mark.skipif(not REAL_CT.is_dir(), reason="the real scans are not on this machine")
-@pytest.mark.parametrize("name", ["cap002_256.nii.gz", "normal002_256.nii.gz"])
-def test_a_real_scan_equals_the_two_steps(name: str) -> None:
-    scan = sitk.DICOMOrient(sitk.ReadImage(str(REAL_CT / name)), "LPS")
+def test_a_real_scan_equals_the_two_steps() -> None:
+    scan = sitk.DICOMOrient(sitk.ReadImage(str(REAL_CT / "cap002_256.nii.gz")), "LPS")
     lung = scan < -500
     prepared = prepare_case(scan, lung, lung, Recipe())
     reference = two_steps(scan, PAPER_SHAPE_DHW, sitk.sitkLinear, LOW_HU)

@@ -1,0 +1,119 @@
+"""NIfTI-1 files (.nii, .nii.gz): header fields that SimpleITK glosses over, and the voxels themselves."""
+
+import gzip
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from client.image_files import FIX_RESTORE, ImageFile, first_bytes
+
+HEADER_BYTES = 348
+
+_CHUNK_BYTES = 1 << 20
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # metre, millimetre, micrometre; anything else counts as mm
+_TYPES = {
+    **{2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8"},
+    **{256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"},
+}
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """The fields of a header that count here; SimpleITK makes the geometry of the others."""
+
+    dtype: np.dtype[np.generic] | None  # None for colours, complex numbers and the like
+    spacing_mm_xyz: tuple[float, float, float]  # pixdim
+    sform_spacing_mm_xyz: tuple[float, float, float] | None  # by the affine matrix, if it has one
+    first_voxel_at: int  # bytes into the unpacked file
+    slope: float
+    intercept: float
+    is_oriented: bool  # one of the two transforms to the patient's axes is there
+
+
+def read_nifti_header(file: ImageFile) -> NiftiHeader:
+    """The header of a NIfTI-1 file. Raises FindingError with an IMAGE- code if there is none."""
+    header = _header_bytes(file)
+    order = "<" if header[:4] == struct.pack("<i", HEADER_BYTES) else ">"
+    if struct.unpack_from(f"{order}i", header)[0] != HEADER_BYTES:
+        raise file.error("IMAGE-FORMAT", "it does not begin like a NIfTI-1 file", "Write it as NIfTI-1.")
+    (datatype,) = struct.unpack_from(f"{order}h", header, 70)
+    x, y, z = struct.unpack_from(f"{order}3f", header, 80)
+    offset, slope, intercept = struct.unpack_from(f"{order}3f", header, 108)
+    qform, sform = struct.unpack_from(f"{order}2h", header, 252)
+    if not np.isfinite([offset, slope, intercept]).all():
+        message = f"the header says offset {offset}, slope {slope} and intercept {intercept} of the values"
+        raise file.error("IMAGE-HEADER", message, "Write the file again with scl_slope 1 and scl_inter 0.")
+    unit_mm = _MM_PER_UNIT.get(header[123] & 7, 1.0)
+    return NiftiHeader(
+        dtype=np.dtype(f"{order}{_TYPES[datatype]}") if datatype in _TYPES else None,
+        spacing_mm_xyz=(x * unit_mm, y * unit_mm, z * unit_mm),
+        sform_spacing_mm_xyz=_sform_spacing(header, order, unit_mm) if sform > 0 else None,
+        first_voxel_at=max(int(offset), HEADER_BYTES),
+        slope=slope,
+        intercept=intercept,
+        is_oriented=qform > 0 or sform > 0,
+    )
+
+
+def read_nifti_values(
+    file: ImageFile, header: NiftiHeader, shape_DHW: tuple[int, ...]
+) -> npt.NDArray[np.generic]:
+    """All voxels, scaled as the header says; NaN stays NaN.
+
+    Raises FindingError for a type that is no number, an early end of the file and a damaged packing.
+    """
+    if header.dtype is None:
+        raise file.error("IMAGE-UNREADABLE", "its voxels are not plain numbers", FIX_RESTORE)
+    values = np.empty(shape_DHW, header.dtype)
+    n_read = 0
+    try:
+        with _opened(file) as stream:
+            stream.seek(header.first_voxel_at)
+            n_read = _fill(values, stream)
+            stream.read(_CHUNK_BYTES)  # the end of a packed file is where its checksum is
+    except (OSError, EOFError, zlib.error) as error:
+        raise file.error("IMAGE-DAMAGED", f"it cannot be unpacked: {error}", FIX_RESTORE) from None
+    if n_read < values.nbytes:
+        message = f"its voxels end after {n_read} of {values.nbytes} bytes"
+        raise file.error("IMAGE-TRUNCATED", message, FIX_RESTORE)
+    values = values.astype(header.dtype.newbyteorder("="), copy=False)
+    if header.slope in (0.0, 1.0) and (header.slope == 0.0 or header.intercept == 0.0):  # 0: not scaled
+        return values
+    return values * np.float32(header.slope) + np.float32(header.intercept)
+
+
+def _sform_spacing(header: bytes, order: str, unit_mm: float) -> tuple[float, float, float]:
+    affine = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+    x, y, z = (float(side) * unit_mm for side in np.linalg.norm(affine[:, :3], axis=0))
+    return (x, y, z)
+
+
+def _fill(values: npt.NDArray[np.generic], stream: IO[bytes] | gzip.GzipFile) -> int:
+    """Bytes read into `values`; in parts, so that a packed file is not in memory twice."""
+    room = values.reshape(-1).view(np.uint8)
+    n_read = 0
+    while n_read < len(room) and (chunk := stream.read(min(_CHUNK_BYTES, len(room) - n_read))):
+        room[n_read : n_read + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        n_read += len(chunk)
+    return n_read
+
+
+def _header_bytes(file: ImageFile) -> bytes:
+    first_bytes(file)
+    try:
+        with _opened(file) as stream:
+            header = stream.read(HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise file.error("IMAGE-DAMAGED", f"it cannot be unpacked: {error}", FIX_RESTORE) from None
+    if len(header) < HEADER_BYTES:
+        message = f"it ends after {len(header)} of the {HEADER_BYTES} bytes of its header"
+        raise file.error("IMAGE-TRUNCATED", message, FIX_RESTORE)
+    return header
+
+
+def _opened(file: ImageFile) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(file.path, "rb") if file.suffix == ".nii.gz" else file.path.open("rb")

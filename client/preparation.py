@@ -1,0 +1,299 @@
+"""Prepare a cohort (IV-B): every usable case becomes a stored volume, in parallel, and nothing is done twice.
+
+A killed run loses the cases in work and no more: a finished volume lies in the store under the digest of its
+inputs and recipe, and the next run finds it there. The index of the cohort is written when all is done.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from client.case_preparation import DISK_FULL, Job, Outcome, failed, finished_before, prepare_one
+from client.cohort import CohortCase, count_lines, read_cohort
+from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
+from client.findings import Finding, FindingError
+from client.site import SiteConfig
+from client.volume_store import (
+    StoredCase,
+    is_disk_full,
+    remove_leftovers,
+    volume_bytes,
+    volume_path,
+    write_atomically,
+)
+from client.worker_pool import WorkerDied, parallel_map
+from dsan_model.cases import Case, Label
+from dsan_model.preprocessing import Recipe
+
+INDEX_FORMAT = 1
+SPARE_DISK_BYTES = 16 << 20  # for the index and the file system itself
+
+_INDEX = "index.json"
+_FIX_PREPARE = "Run `dsan-client prepare` and heed its findings."
+_FIX_DISK = "Free space, or set `store` in site.toml to a larger disk, and run `dsan-client prepare` again."
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a preparation is; the estimate is None until there is something to go by."""
+
+    done: int
+    total: int
+    seconds: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class PreparedEntry:
+    """One usable case: what training knows of it, its stored volume, and Table I's demographics."""
+
+    case: Case
+    path: Path
+    age: float | None  # years
+    sex: str | None  # "F" or "M"
+    acquired_on: date | None
+    scanner: str | None
+
+
+@dataclass(frozen=True)
+class PreparationResult:
+    """What came of a cohort; `findings` are those of the table, the scans and the masks."""
+
+    entries: tuple[PreparedEntry, ...]
+    findings: tuple[Finding, ...]
+    n_listed: int  # lines of the table
+    n_new: int  # entries made in this run; the others were in the store
+    seconds: float
+
+    @property
+    def n_left_out(self) -> int:
+        """Lines of the table that gave no usable case."""
+        return self.n_listed - len(self.entries)
+
+
+def prepare_cohort(
+    site: SiteConfig, workers: int | None = None, progress: Callable[[Progress], None] | None = None
+) -> PreparationResult:
+    """Prepare every case of the site's cohort whose volume is not in its store yet.
+
+    `workers` overrides the site's own number (0: one for each core). `progress` is called in this process,
+    once before the first case and then after each. Bad cases are left out, with findings. Raises FindingError
+    if there is nothing to begin with (no such table, no disk space, another run at work) or no going on
+    (the disk is full); what was done until then is kept.
+    """
+    started = time.monotonic()
+    cohort_digest = _cohort_digest(site)
+    cases, of_table = read_cohort(site.manifest)
+    with _store_for_us_alone(site.store_folder):
+        known = read_known_digests(site.store_folder)
+        jobs = [_job(case, site, known) for case in cases]
+        outcomes = {job.case.case_id: outcome for job in jobs if (outcome := finished_before(job))}
+        waiting = [job for job in jobs if job.case.case_id not in outcomes]
+        _check_disk(site.store_folder, len(waiting), site.preprocessing_recipe)
+        clock = _Clock(len(jobs), len(outcomes), progress, started)
+        clock.tell(len(outcomes))
+        try:
+            for outcome in _work_off(waiting, _worker_count(site, workers)):
+                outcomes[outcome.case.case_id] = outcome
+                clock.tell(len(outcomes))
+        finally:
+            _remember_digests(site.store_folder, outcomes.values())
+        in_order = [outcomes[case.case_id] for case in cases]
+        entries = tuple(_entry(outcome.case, outcome.stored) for outcome in in_order if outcome.stored)
+        _write_index(site.store_folder, cohort_digest, site.preprocessing_recipe, entries)
+    findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
+    findings += _same_scans(in_order)
+    n_new = sum(outcome.is_new for outcome in in_order)
+    seconds = time.monotonic() - started
+    return PreparationResult(entries, tuple(findings), count_lines(site.manifest), n_new, seconds)
+
+
+def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
+    """The usable cases of the last complete preparation, in the order of the table.
+
+    Raises FindingError when nothing was prepared, no case is usable, the table or the recipe has changed
+    since, or a volume is missing.
+    """
+    try:
+        index = json.loads((site.store_folder / _INDEX).read_bytes())
+        entries = tuple(_entry_from(row, site.store_folder) for row in index["cases"])
+        is_same_cohort = index["cohort_digest"] == _cohort_digest(site)
+        is_same_recipe = index["recipe_digest"] == site.preprocessing_recipe.digest
+    except FileNotFoundError:
+        raise _not_ready("PREPARE-NOTHING", "this cohort was never prepared to its end") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_ready("PREPARE-INDEX", f"the index is damaged ({error!r})") from None
+    if not is_same_cohort:
+        raise _not_ready("PREPARE-COHORT-CHANGED", f"{site.manifest.name} has changed since it was prepared")
+    if not is_same_recipe:
+        raise _not_ready("PREPARE-RECIPE-CHANGED", "[recipe] in site.toml has changed since it was prepared")
+    if not entries:
+        raise _not_ready("PREPARE-NO-CASE", "no case of the cohort is usable")
+    missing = [entry.case.case_id for entry in entries if not entry.path.is_file()]
+    if missing:
+        message = f"the volumes of {len(missing)} cases are missing, first of case {missing[0]}"
+        raise _not_ready("STORE-MISSING", message)
+    return entries
+
+
+# ---- the work ----
+
+
+def _job(case: CohortCase, site: SiteConfig, known: dict[str, ContentDigest]) -> Job:
+    files = [str(file) for file in (case.image, case.lung_mask, case.infection_mask) if file]
+    unchanged = {file: known[file] for file in files if file in known and is_unchanged(known[file])}
+    limit_mm = site.audit.max_slice_thickness_mm
+    return Job(case, site.store_folder, site.preprocessing_recipe, limit_mm, unchanged)
+
+
+def _worker_count(site: SiteConfig, workers: int | None) -> int:
+    asked = site.machine.workers if workers is None else workers
+    return asked or os.cpu_count() or 1
+
+
+def _work_off(jobs: list[Job], workers: int) -> Iterator[Outcome]:
+    """Outcomes as they come. Raises FindingError when the disk is full."""
+    with closing(parallel_map(prepare_one, jobs, max(1, min(workers, len(jobs))))) as results:
+        for n_done, (job, result) in enumerate(results):
+            if isinstance(result, WorkerDied):
+                message = "the worker died twice over it (a crash in a decoder, or no memory left)"
+                yield failed(job.case, "PREPARE-CRASHED", message)
+            elif result.is_disk_full:
+                message = f"the disk of the store is full after {n_done} of {len(jobs)} cases, which are kept"
+                raise FindingError(Finding(DISK_FULL, "error", str(job.store), message, _FIX_DISK))
+            else:
+                yield result
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Tells how far the work is; what was found in the store says nothing about its speed."""
+
+    total: int
+    n_at_start: int
+    progress: Callable[[Progress], None] | None
+    started: float
+
+    def tell(self, done: int) -> None:
+        if self.progress is None:
+            return
+        seconds = time.monotonic() - self.started
+        n_made = done - self.n_at_start
+        eta_s = seconds / n_made * (self.total - done) if n_made else None
+        self.progress(Progress(done, self.total, seconds, eta_s))
+
+
+def _same_scans(outcomes: list[Outcome]) -> list[Finding]:
+    """Warnings about copies: one scan under two names would be trained on and validated on."""
+    first: dict[str, CohortCase] = {}
+    findings = []
+    for outcome in outcomes:
+        if not outcome.digests:
+            continue
+        case, other = outcome.case, first.setdefault(outcome.digests[0].sha256, outcome.case)
+        if other is not case:
+            where = f"cohort.csv line {case.line}, column image"
+            message = f"the scan is, byte for byte, that of line {other.line} (case {other.case_id})"
+            fix = "Keep one of the two lines."
+            findings.append(Finding("IMAGE-COPY", "warning", where, message, fix, case.case_id))
+    return findings
+
+
+# ---- the store ----
+
+
+@contextmanager
+def _store_for_us_alone(store: Path) -> Iterator[None]:
+    """The store's folder, made and tidied, with the lock of the one run that may write to it."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with (store / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
+            except BlockingIOError:
+                message = "another `dsan-client prepare` is at work in this store"
+                finding = Finding("PREPARE-RUNNING", "error", str(store), message, "Wait until it is done.")
+                raise FindingError(finding) from None
+            remove_leftovers(store)
+            yield
+    except OSError as error:
+        code = DISK_FULL if is_disk_full(error) else "PREPARE-STORE"
+        message = f"the store cannot be written: {error.strerror}"
+        raise FindingError(Finding(code, "error", str(store), message, _FIX_DISK)) from None
+
+
+def _check_disk(store: Path, n_cases: int, recipe: Recipe) -> None:
+    needed = n_cases * volume_bytes(recipe) + SPARE_DISK_BYTES
+    free = shutil.disk_usage(store).free
+    if n_cases and free < needed:
+        message = f"{n_cases} cases need {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB left"
+        raise FindingError(Finding("PREPARE-DISK-SPACE", "error", str(store), message, _FIX_DISK))
+
+
+def _remember_digests(store: Path, outcomes: Iterable[Outcome]) -> None:
+    try:
+        write_known_digests(store, [digest for outcome in outcomes for digest in outcome.digests])
+    except OSError as error:  # they only save time
+        _log.warning("the digests of the input files could not be kept: %s", error.strerror)
+
+
+# ---- the index ----
+
+
+def _cohort_digest(site: SiteConfig) -> str:
+    return hashlib.sha256(site.manifest.read_bytes()).hexdigest() if site.manifest.is_file() else ""
+
+
+def _write_index(store: Path, cohort_digest: str, recipe: Recipe, entries: tuple[PreparedEntry, ...]) -> None:
+    index = {
+        "format_version": INDEX_FORMAT,
+        "cohort_digest": cohort_digest,
+        "recipe_digest": recipe.digest,
+        "cases": [_row(entry) for entry in entries],
+    }
+    write_atomically(store / _INDEX, json.dumps(index, indent=1).encode())
+
+
+def _entry(listed: CohortCase, stored: StoredCase) -> PreparedEntry:
+    case = Case(listed.case_id, listed.patient_id, listed.label, stored.infection_ratio)
+    return PreparedEntry(case, stored.path, listed.age, listed.sex, listed.acquired_on, listed.scanner)
+
+
+def _row(entry: PreparedEntry) -> dict[str, str | float | None]:
+    return {
+        "case_id": entry.case.case_id,
+        "patient_id": entry.case.patient_id,
+        "label": str(entry.case.label),
+        "infection_ratio": entry.case.infection_ratio,
+        "key": entry.path.stem,
+        "age": entry.age,
+        "sex": entry.sex,
+        "acquired_on": entry.acquired_on.isoformat() if entry.acquired_on else None,
+        "scanner": entry.scanner,
+    }
+
+
+def _entry_from(row: dict[str, Any], store: Path) -> PreparedEntry:
+    return PreparedEntry(
+        Case(row["case_id"], row["patient_id"], Label(row["label"]), float(row["infection_ratio"])),
+        volume_path(store, row["key"]),
+        row["age"],
+        row["sex"],
+        date.fromisoformat(row["acquired_on"]) if row["acquired_on"] else None,
+        row["scanner"],
+    )
+
+
+def _not_ready(code: str, message: str) -> FindingError:
+    return FindingError(Finding(code, "error", "store", message, _FIX_PREPARE))

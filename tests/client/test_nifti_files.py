@@ -1,0 +1,54 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from client.findings import FindingError
+from client.image_files import ImageFile
+from client.nifti_files import read_nifti_header, read_nifti_values
+
+SHAPE_DHW = (5, 6, 7)
+VALUES_DHW = np.arange(210, dtype=np.int16).reshape(SHAPE_DHW)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> ImageFile:
+    path = tmp_path / "ct.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES_DHW), str(path))
+    return ImageFile(path, "scan", None)
+
+
+def test_values_are_the_files_own(packed: ImageFile) -> None:
+    header = read_nifti_header(packed)
+    values_DHW = read_nifti_values(packed, header, SHAPE_DHW)
+    assert values_DHW.dtype == np.int16
+    np.testing.assert_array_equal(values_DHW, VALUES_DHW)
+
+
+@pytest.mark.parametrize("position", [-6, -2])  # in the checksum, in the length: the voxels unpack
+def test_the_end_of_a_packed_file_is_looked_at(packed: ImageFile, position: int) -> None:
+    header = read_nifti_header(packed)
+    content = bytearray(packed.path.read_bytes())
+    content[position] ^= 1
+    packed.path.write_bytes(content)
+    with pytest.raises(FindingError, match="IMAGE-DAMAGED"):
+        read_nifti_values(packed, header, SHAPE_DHW)
+
+
+def test_a_file_packed_in_parts_is_read(packed: ImageFile) -> None:
+    whole = gzip.decompress(packed.path.read_bytes())
+    packed.path.write_bytes(gzip.compress(whole[:400]) + gzip.compress(whole[400:]))
+    values_DHW = read_nifti_values(packed, read_nifti_header(packed), SHAPE_DHW)
+    np.testing.assert_array_equal(values_DHW, VALUES_DHW)
+
+
+def test_nan_stays_nan(tmp_path: Path) -> None:
+    values = np.where(VALUES_DHW == 7, np.nan, VALUES_DHW).astype(np.float32)
+    file = ImageFile(tmp_path / "ct.nii", "scan", None)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(file.path))
+    assert (
+        np.isnan(sitk.GetArrayFromImage(sitk.ReadImage(str(file.path)))).sum() == 0
+    )  # why we read it ourselves
+    np.testing.assert_array_equal(read_nifti_values(file, read_nifti_header(file), SHAPE_DHW), values)

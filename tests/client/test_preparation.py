@@ -1,0 +1,468 @@
+import fcntl
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from client import preparation
+from client.cohort import COLUMNS
+from client.findings import FindingError
+from client.preparation import PreparationResult, Progress, load_prepared, prepare_cohort
+from client.site import SiteConfig, read_site
+from client.volume_store import load_masks, load_volume, verify_volume
+from client.worker_pool import WorkerDied
+from dsan_model.cases import Label
+
+SHAPE_DHW = (26, 20, 24)
+SPACING_MM_XYZ = (3.0, 3.0, 1.25)
+RECIPE_DHW = [14, 22, 26]
+
+
+def write_image(path: Path, array_DHW: np.ndarray, z_mm: float = 0.0) -> None:
+    image = sitk.GetImageFromArray(array_DHW)
+    image.SetSpacing(SPACING_MM_XYZ)
+    image.SetOrigin((0.0, 0.0, z_mm))
+    sitk.WriteImage(image, str(path))
+
+
+def write_case(folder: Path, case_id: str, infection_rows: int = 3) -> None:
+    """A scan with two lungs of 3360 voxels and an infection of 20 voxels a row in the right one."""
+    lung, infection = np.zeros(SHAPE_DHW, np.uint8), np.zeros(SHAPE_DHW, np.uint8)
+    lung[3:23, 4:16, 3:10] = lung[3:23, 4:16, 14:21] = 1
+    infection[10 : 10 + infection_rows, 5:9, 4:9] = 1
+    hu = np.where(infection == 1, -300, np.where(lung == 1, -850, 40)).astype(np.int16)
+    noise = np.random.default_rng(sum(case_id.encode())).integers(-30, 30, SHAPE_DHW, dtype=np.int16)
+    write_image(folder / f"{case_id}.nii.gz", hu + noise)
+    write_image(folder / f"{case_id}_lung.nii.gz", lung)
+    write_image(folder / f"{case_id}_infection.nii.gz", infection)
+
+
+def line(case_id: str, label: str = "CAP", patient_id: str = "", **cells: str) -> str:
+    row = {
+        "case_id": case_id,
+        "patient_id": patient_id or f"p-{case_id}",
+        "label": label,
+        "image": f"{case_id}.nii.gz",
+        "lung_mask": f"{case_id}_lung.nii.gz",
+        "infection_mask": f"{case_id}_infection.nii.gz",
+        **cells,
+    }
+    return ",".join(row.get(column, "") for column in COLUMNS)
+
+
+def write_cohort(folder: Path, *lines: str) -> None:
+    (folder / "cohort.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+
+
+def write_site(folder: Path, shape_dhw: list[int] = RECIPE_DHW) -> SiteConfig:
+    (folder / "site.toml").write_text(f'name = "a"\n[recipe]\nshape_dhw = {shape_dhw}\n')
+    return read_site(folder / "site.toml")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteConfig:
+    """A site with four good cases."""
+    for number in range(4):
+        write_case(tmp_path, f"c{number}", infection_rows=number)
+    write_cohort(tmp_path, *[line(f"c{number}", "CAP" if number < 2 else "COVID-19") for number in range(4)])
+    return write_site(tmp_path)
+
+
+def codes(result: PreparationResult) -> list[tuple[str | None, str]]:
+    return [(finding.case_id, finding.code) for finding in result.findings]
+
+
+def volumes(site: SiteConfig) -> dict[str, tuple[bytes, int]]:
+    """Name, content and time of every stored volume."""
+    paths = (site.store_folder / "volumes").glob("*.safetensors")
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def contents(site: SiteConfig) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in volumes(site).items()}
+
+
+# ---- a good cohort ----
+
+
+def test_every_case_becomes_a_volume_with_its_ratio(site: SiteConfig) -> None:
+    result = prepare_cohort(site, workers=2)
+    assert result.findings == ()
+    assert (result.n_listed, result.n_new, result.n_left_out) == (4, 4, 0)
+    assert [entry.case.case_id for entry in result.entries] == ["c0", "c1", "c2", "c3"]
+    assert [entry.case.label for entry in result.entries] == [Label.CAP] * 2 + [Label.COVID] * 2
+    assert [entry.case.infection_ratio for entry in result.entries] == [n * 20 / 3360 for n in range(4)]
+    for entry in result.entries:
+        verify_volume(entry.path)
+        volume_DHW, (lung_DHW, infection_DHW) = load_volume(entry.path), load_masks(entry.path)
+        assert volume_DHW.shape == tuple(RECIPE_DHW)
+        assert np.median(volume_DHW[lung_DHW & ~infection_DHW]) * 1500 - 1350 == pytest.approx(-850, abs=15)
+        assert not volume_DHW[~lung_DHW].any()
+
+
+def test_what_was_prepared_is_loaded_again(site: SiteConfig, tmp_path: Path) -> None:
+    full = line("c0", patient_id="p9", age="53.5", sex="F", acquired_on="2020-02-03", scanner="uCT 780")
+    write_cohort(tmp_path, full, line("c3", "COVID-19", patient_id="p9"))
+    result = prepare_cohort(site, workers=1)
+    assert load_prepared(site) == result.entries
+    first, second = load_prepared(site)
+    assert (first.age, first.sex, first.acquired_on, first.scanner) == (
+        53.5,
+        "F",
+        date(2020, 2, 3),
+        "uCT 780",
+    )
+    assert (second.age, second.sex, second.acquired_on, second.scanner) == (None,) * 4
+    assert first.case.patient_id == second.case.patient_id == "p9"
+
+
+def test_the_number_of_workers_changes_no_bit(site: SiteConfig) -> None:
+    prepare_cohort(site, workers=1)
+    alone = contents(site)
+    shutil.rmtree(site.store_folder)
+    prepare_cohort(site, workers=3)
+    assert contents(site) == alone
+
+
+def test_progress_counts_up_with_an_estimate(site: SiteConfig) -> None:
+    seen: list[Progress] = []
+    prepare_cohort(site, workers=2, progress=seen.append)
+    assert [progress.done for progress in seen] == [0, 1, 2, 3, 4]
+    assert {progress.total for progress in seen} == {4}
+    assert seen[0].eta_s is None
+    assert all(progress.eta_s is not None and progress.eta_s > 0 for progress in seen[1:-1])
+    assert seen[-1].eta_s == 0
+    prepare_cohort(site, workers=2, progress=seen.append)
+    assert seen[-1].done == 4
+
+
+# ---- nothing is done twice ----
+
+
+def test_a_second_run_does_no_work(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare_cohort(site, workers=2)
+    before = volumes(site)
+
+    def no_work(_: object, jobs: Iterable[object], __: int) -> Generator[Any, None, None]:
+        assert not list(jobs)
+        yield from ()
+
+    monkeypatch.setattr(preparation, "parallel_map", no_work)
+    second = prepare_cohort(site, workers=2)
+    assert second.n_new == 0
+    assert second.entries == first.entries
+    assert volumes(site) == before
+
+
+def test_a_touched_file_is_read_again_but_its_volume_is_kept(site: SiteConfig, tmp_path: Path) -> None:
+    prepare_cohort(site, workers=1)
+    before = volumes(site)
+    (tmp_path / "c1.nii.gz").touch()
+    result = prepare_cohort(site, workers=1)
+    assert result.n_new == 0
+    assert volumes(site) == before
+
+
+def test_another_scan_or_mask_or_recipe_makes_another_volume(site: SiteConfig, tmp_path: Path) -> None:
+    paths = [entry.path for entry in prepare_cohort(site, workers=1).entries]
+    write_case(tmp_path, "c1", infection_rows=5)
+    changed = prepare_cohort(site, workers=1)
+    assert changed.n_new == 1
+    assert [old == entry.path for old, entry in zip(paths, changed.entries, strict=True)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert prepare_cohort(write_site(tmp_path, [16, 22, 26]), workers=1).n_new == 4
+
+
+def test_a_damaged_volume_is_made_again(site: SiteConfig) -> None:
+    path = prepare_cohort(site, workers=1).entries[2].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])
+    assert prepare_cohort(site, workers=1).n_new == 1
+    assert path.read_bytes() == whole
+
+
+# ---- bad cases are left out, the others go on ----
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def shift_grid(path: Path) -> None:
+    write_image(path, sitk.GetArrayFromImage(sitk.ReadImage(str(path))), z_mm=5.0)
+
+
+def empty(path: Path) -> None:
+    write_image(path, np.zeros(SHAPE_DHW, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda folder: cut_in_half(folder / "c1.nii.gz"), "IMAGE-"),
+        (lambda folder: (folder / "c1.nii.gz").write_bytes(b""), "IMAGE-EMPTY-FILE"),
+        (lambda folder: shift_grid(folder / "c1_lung.nii.gz"), "IMAGE-MASK-GEOMETRY"),
+        (lambda folder: shift_grid(folder / "c1_infection.nii.gz"), "IMAGE-MASK-GEOMETRY"),
+        (lambda folder: empty(folder / "c1_lung.nii.gz"), "IMAGE-LUNG-EMPTY"),
+        (lambda folder: shutil.copy(folder / "c1_lung.nii.gz", folder / "c1.nii.gz"), "IMAGE-8-BIT"),
+        (lambda folder: shutil.copy(folder / "c1.nii.gz", folder / "c1_lung.nii.gz"), "IMAGE-MASK-VALUES"),
+    ],
+)  # fmt: skip
+def test_a_bad_case_is_left_out_with_its_code(
+    site: SiteConfig, tmp_path: Path, spoil: Callable[[Path], object], code: str
+) -> None:
+    spoil(tmp_path)
+    result = prepare_cohort(site, workers=2)
+    assert [entry.case.case_id for entry in result.entries] == ["c0", "c2", "c3"]
+    ((case_id, found),) = codes(result)
+    assert case_id == "c1"
+    assert found.startswith(code)
+    assert result.n_left_out == 1
+    assert [entry.case.case_id for entry in load_prepared(site)] == ["c0", "c2", "c3"]
+
+
+def test_findings_of_the_table_and_of_the_cases_come_together(site: SiteConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_case(tmp_path, "c4")
+    (tmp_path / "c1.nii.gz").write_bytes(b"")
+    lines = (
+        line("c0"),
+        line("c1"),
+        line("c2", "flu"),
+        line("c3", lung_mask=""),
+        line("c4", image="empty"),
+    )
+    write_cohort(tmp_path, *lines)
+    result = prepare_cohort(site, workers=2)
+    assert [entry.case.case_id for entry in result.entries] == ["c0"]
+    assert codes(result) == [
+        ("c2", "COHORT-LABEL"),
+        ("c1", "IMAGE-EMPTY-FILE"),
+        ("c3", "IMAGE-NO-MASK"),
+        ("c4", "DICOM-NONE"),
+    ]
+    assert result.n_left_out == 4
+    assert "cohort.csv line 5, column lung_mask" in str(result.findings[2])
+
+
+def test_a_bad_case_is_tried_again_once_it_is_mended(site: SiteConfig, tmp_path: Path) -> None:
+    whole = (tmp_path / "c1.nii.gz").read_bytes()
+    cut_in_half(tmp_path / "c1.nii.gz")
+    assert prepare_cohort(site, workers=1).n_left_out == 1
+    (tmp_path / "c1.nii.gz").write_bytes(whole)
+    result = prepare_cohort(site, workers=1)
+    assert (result.n_new, result.n_left_out, result.findings) == (1, 0, ())
+
+
+def test_warnings_are_kept_with_the_volume(site: SiteConfig, tmp_path: Path) -> None:
+    for number in range(4):
+        for part in ("", "_lung", "_infection"):
+            path = tmp_path / f"c{number}{part}.nii.gz"
+            image = sitk.ReadImage(str(path))
+            image.SetSpacing((3.0, 3.0, 2.0))
+            sitk.WriteImage(image, str(path))
+    first = prepare_cohort(site, workers=1)
+    assert codes(first) == [(f"c{number}", "IMAGE-THICKNESS") for number in range(4)]
+    assert len(first.entries) == 4
+    assert prepare_cohort(site, workers=1).findings == first.findings
+
+
+def test_covid_19_without_infection_is_a_warning_of_the_label_not_of_the_volume(
+    site: SiteConfig, tmp_path: Path
+) -> None:
+    assert prepare_cohort(site, workers=1).findings == ()  # c0 is CAP, its ratio 0
+    write_cohort(tmp_path, line("c0", "COVID-19"), line("c1"))
+    result = prepare_cohort(site, workers=1)
+    assert codes(result) == [("c0", "IMAGE-INFECTION-EMPTY")]
+    assert (result.n_new, len(result.entries)) == (0, 2)
+
+
+def test_one_scan_under_two_names_is_a_warning(site: SiteConfig, tmp_path: Path) -> None:
+    for part in ("", "_lung", "_infection"):
+        shutil.copy(tmp_path / f"c1{part}.nii.gz", tmp_path / f"c0{part}.nii.gz")
+    result = prepare_cohort(site, workers=2)
+    assert codes(result) == [("c1", "IMAGE-COPY")]
+    assert "line 2 (case c0)" in result.findings[0].message
+    assert len(result.entries) == 4
+
+
+def test_a_case_that_kills_its_worker_is_left_out(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = preparation.parallel_map
+
+    def with_a_crash(function: Any, jobs: list[Any], workers: int) -> Generator[Any, None, None]:
+        for job, outcome in real(function, jobs, workers):
+            yield job, WorkerDied() if job.case.case_id == "c2" else outcome
+
+    monkeypatch.setattr(preparation, "parallel_map", with_a_crash)
+    result = prepare_cohort(site, workers=1)
+    assert codes(result) == [("c2", "PREPARE-CRASHED")]
+    assert len(result.entries) == 3
+
+
+# ---- killed, full, busy ----
+
+RUN = (
+    "import resource, sys; from pathlib import Path\n"
+    "from client.findings import FindingError; from client.preparation import prepare_cohort\n"
+    "from client.site import read_site\n"
+    "limit = int(sys.argv[2])\n"
+    "if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+    "try: prepare_cohort(read_site(Path(sys.argv[1])), 2, lambda p: print(p.done, flush=True))\n"
+    "except FindingError as error: print(error, flush=True)\n"
+)
+
+
+def start(site: SiteConfig, file_size_limit: int = 0) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", RUN, str(site.home / "site.toml"), str(file_size_limit)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_at_any_moment_loses_only_the_cases_in_work(site: SiteConfig, tmp_path: Path) -> None:
+    names = [f"k{number}" for number in range(48)]
+    for number, name in enumerate(names):
+        write_case(tmp_path, name, infection_rows=number % 5)
+    write_cohort(tmp_path, *[line(name) for name in names])
+    prepare_cohort(site, workers=2)
+    undisturbed = contents(site)
+    shutil.rmtree(site.store_folder)
+    chance = random.Random(0)
+    kept: dict[str, tuple[bytes, int]] = {}
+    for done_at_least in (2, 8, 16):
+        run = start(site)
+        assert run.stdout is not None
+        while int(run.stdout.readline()) < done_at_least:
+            pass
+        time.sleep(chance.uniform(0, 0.03))
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        wait_for_orphans(site)
+        left = volumes(site)
+        assert len(left) >= done_at_least
+        assert kept.items() <= left.items()  # not one volume was made a second time
+        for name in left:
+            verify_volume(site.store_folder / "volumes" / name)
+        kept = left
+    with pytest.raises(FindingError, match="PREPARE-NOTHING"):
+        load_prepared(site)
+    n_there = len(volumes(site))
+    assert prepare_cohort(site, workers=2).n_new == len(names) - n_there
+    assert contents(site) == undisturbed
+    assert not list(site.store_folder.rglob("*.tmp"))
+    assert len(load_prepared(site)) == len(names)
+
+
+def wait_for_orphans(site: SiteConfig) -> None:
+    """Workers of a killed run finish what they have in hand; let the folder come to rest."""
+    before = None
+    while before != (now := sorted(path.name for path in (site.store_folder / "volumes").iterdir())):
+        before = now
+        time.sleep(0.2)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(site: SiteConfig, tmp_path: Path) -> None:
+    write_cohort(tmp_path, line("c0"), line("c1"))
+    prepare_cohort(site, workers=1)
+    index, before = (site.store_folder / "index.json").read_bytes(), volumes(site)
+    largest = max(len(content) for content, _ in before.values())
+    write_cohort(tmp_path, line("c0"), line("c1"), line("c2"), line("c3"))
+    output, _ = start(site, file_size_limit=largest // 2).communicate(timeout=60)
+    (message,) = [text for text in output.splitlines() if not text.isdigit()]
+    assert message.startswith("error PREPARE-DISK-FULL")
+    assert "Free space" in message
+    assert volumes(site) == before
+    assert (site.store_folder / "index.json").read_bytes() == index
+    assert not list(site.store_folder.rglob("*.tmp"))
+    assert prepare_cohort(site, workers=1).n_new == 2
+
+
+def test_the_disk_is_looked_at_first(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(site.home)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    with pytest.raises(FindingError, match=r"PREPARE-DISK-SPACE.*4 cases need .* 10 MB left"):
+        prepare_cohort(site, workers=1)
+    assert not (site.store_folder / "volumes").exists()
+
+
+def test_two_runs_do_not_share_a_store(site: SiteConfig) -> None:
+    site.store_folder.mkdir()
+    with (site.store_folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FindingError, match="PREPARE-RUNNING"):
+            prepare_cohort(site, workers=1)
+    assert prepare_cohort(site, workers=1).n_new == 4
+
+
+def test_a_store_that_cannot_be_made_is_named(site: SiteConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FindingError, match="PREPARE-STORE"):
+        prepare_cohort(site.model_copy(update={"store": "file/store"}), workers=1)
+
+
+def test_a_table_that_cannot_be_read_ends_the_run(site: SiteConfig, tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").unlink()
+    with pytest.raises(FindingError, match="COHORT-FILE"):
+        prepare_cohort(site, workers=1)
+
+
+# ---- loading ----
+
+
+def change_index(site: SiteConfig, content: str) -> None:
+    (site.store_folder / "index.json").write_text(content)
+
+
+def test_loading_refuses_what_does_not_fit_any_more(site: SiteConfig, tmp_path: Path) -> None:
+    with pytest.raises(FindingError, match="PREPARE-NOTHING"):
+        load_prepared(site)
+    entries = prepare_cohort(site, workers=1).entries
+    with pytest.raises(FindingError, match="PREPARE-RECIPE-CHANGED"):
+        load_prepared(site.model_copy(update={"recipe": write_site(tmp_path, [16, 22, 26]).recipe}))
+    table = (tmp_path / "cohort.csv").read_text()
+    write_cohort(tmp_path, line("c0"), line("c1"))
+    with pytest.raises(FindingError, match="PREPARE-COHORT-CHANGED"):
+        load_prepared(site)
+    (tmp_path / "cohort.csv").write_text(table)
+    assert load_prepared(site) == entries
+    entries[1].path.unlink()
+    with pytest.raises(FindingError, match=r"STORE-MISSING.*1 case.* case c1"):
+        load_prepared(site)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"cases": [{}]}', '{"cases": 3}', "\0"])
+def test_a_damaged_index_is_refused(site: SiteConfig, content: str) -> None:
+    prepare_cohort(site, workers=1)
+    change_index(site, content)
+    with pytest.raises(FindingError, match="PREPARE-INDEX"):
+        load_prepared(site)
+
+
+def test_a_cohort_without_a_usable_case_is_refused(site: SiteConfig, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"c{number}.nii.gz").write_bytes(b"")
+    result = prepare_cohort(site, workers=1)
+    assert (result.entries, result.n_left_out) == ((), 4)
+    with pytest.raises(FindingError, match="PREPARE-NO-CASE"):
+        load_prepared(site)
+
+
+def test_the_index_names_no_file_of_the_hospital(site: SiteConfig) -> None:
+    prepare_cohort(site, workers=1)
+    index = json.loads((site.store_folder / "index.json").read_text())
+    assert len(index["cases"]) == 4
+    assert ".nii" not in json.dumps(index)
+    assert str(site.home) not in json.dumps(index)

@@ -1,0 +1,179 @@
+"""What keeps a reply out of the mean: each reason has its code, its case, and a good reply beside it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dsan_model.cases import Case, Label, SizeGroup
+from dsan_model.metrics import ScoreCounts, score_counts
+from dsan_model.network import NetworkConfig
+from dsan_model.protocol import BranchTraining, RoundReply, RoundRequest, SiteDescription, StudyTerms
+from dsan_model.sampling import Branch
+from dsan_model.training import TrainingConfig
+from dsan_model.weights import FlatWeights, flatten
+from server.admission import Rejection, reject_round, relative_update
+
+US, SS = Branch.US, Branch.SS
+LARGEST_UPDATE = 10.0
+
+
+def weights_of(*values: float, counter: int = 3) -> FlatWeights:
+    return flatten({"w": torch.tensor(values), "n": torch.tensor(counter)})
+
+
+def validated(n_cases: int) -> ScoreCounts:
+    return score_counts([0.0] * n_cases, [Case("c", "p", Label.CAP, 0.0)] * n_cases)
+
+
+INCOMING = weights_of(3.0, 4.0)  # of norm 5
+ENROLLED = SiteDescription(
+    site="north",
+    versions={},
+    recipe_digest="",
+    training_groups=dict(zip(SizeGroup, (5, 5, 10, 0), strict=True)),
+    validation_groups=dict(zip(SizeGroup, (1, 1, 2, 0), strict=True)),
+    demographics=(),
+    ratio_histogram={},
+    left_out={},
+)
+REQUEST = RoundRequest(
+    terms=StudyTerms(
+        name="study",
+        digest="",
+        seed=0,
+        input_shape_dhw=(16, 32, 32),
+        recipe_digest="",
+        network=NetworkConfig(),
+        training=TrainingConfig(),
+        folds=5,
+        fold=0,
+        branches=(US, SS),
+    ),
+    round=4,
+    group_probabilities={},
+    weights={US: INCOMING, SS: INCOMING},
+)
+TRAINING = BranchTraining(
+    cases=20,
+    steps=1,
+    seconds=2.0,
+    learning_rate=2e-4,
+    classification_loss=0.5,
+    attention_loss=0.4,
+    drawn=dict(zip(SizeGroup, (9, 3, 8, 0), strict=True)),
+)
+GOOD = RoundReply(
+    site="north",
+    round=4,
+    training={US: TRAINING, SS: TRAINING},
+    validation={US: validated(4), SS: validated(4)},
+    weights={US: weights_of(3.5, 4.0, counter=4), SS: weights_of(3.0, 4.5, counter=4)},
+)
+
+
+def verdict(reply: RoundReply) -> Rejection | None:
+    return reject_round(reply, REQUEST, ENROLLED, LARGEST_UPDATE)
+
+
+def trained(**changes: object) -> RoundReply:
+    """The good reply with something else about the training of SS."""
+    return replace(GOOD, training={US: TRAINING, SS: replace(TRAINING, **changes)})  # type: ignore[arg-type]
+
+
+def updated(weights: FlatWeights) -> RoundReply:
+    """The good reply with other weights of SS."""
+    return replace(GOOD, weights={US: GOOD.weights[US], SS: weights})
+
+
+def drawn(*counts: int) -> dict[SizeGroup, int]:
+    return dict(zip(SizeGroup, counts, strict=True))
+
+
+def test_a_good_reply_passes() -> None:
+    assert verdict(GOOD) is None
+
+
+REJECTED: dict[str, tuple[RoundReply, str, str]] = {
+    "other site": (replace(GOOD, site="south"), "REPLY-SITE", "south answered for north"),
+    "other round": (replace(GOOD, round=3), "REPLY-ROUND", "round 3, expected 4"),
+    "branch without weights": (
+        replace(GOOD, weights={US: INCOMING}),
+        "REPLY-BRANCHES",
+        "weights of us; expected ss, us",
+    ),
+    "branch without training": (replace(GOOD, training={SS: TRAINING}), "REPLY-BRANCHES", "training of"),
+    "branch without validation": (
+        replace(GOOD, validation={}),
+        "REPLY-BRANCHES",
+        "validation of none; expected ss, us",
+    ),
+    "branch of another study": (
+        replace(GOOD, weights={**GOOD.weights, Branch.BASELINE: INCOMING}),
+        "REPLY-BRANCHES",
+        "baseline",
+    ),
+    "more cases": (trained(cases=21), "REPLY-CASES", "ss: 21 cases, 20 drawn, enrolled 20"),
+    "fewer cases": (trained(cases=19, drawn=drawn(8, 3, 8, 0)), "REPLY-CASES", "19 cases, 19 drawn"),
+    "no cases": (trained(cases=0, drawn=drawn(0, 0, 0, 0)), "REPLY-CASES", "0 cases"),
+    "drawn do not add up": (trained(drawn=drawn(9, 3, 9, 0)), "REPLY-CASES", "20 cases, 21 drawn"),
+    "drawn below zero": (trained(drawn=drawn(9, 3, 9, -1)), "REPLY-CASES", "large CAP: -1"),
+    "a group is not told": (
+        trained(drawn={SizeGroup.SMALL_COVID: 20}),
+        "REPLY-CASES",
+        "not a count of each size group: small COVID-19: 20",
+    ),
+    "no group is told": (trained(cases=0, drawn={}), "REPLY-CASES", "0 drawn"),
+    "no step": (trained(steps=0), "REPLY-STEPS", "ss: 0 steps in 2.0 s"),
+    "negative time": (trained(seconds=-1.0), "REPLY-STEPS", "-1.0 s"),
+    "fewer validated": (
+        replace(GOOD, validation={US: validated(4), SS: validated(3)}),
+        "REPLY-VALIDATION",
+        "ss: 3 cases validated, enrolled 4",
+    ),
+    "other tensors": (updated(flatten({"v": torch.ones(2), "n": torch.tensor(3)})), "UPDATE-LAYOUT", "ss"),
+    "other shape": (updated(weights_of(1.0, 2.0, 3.0)), "UPDATE-LAYOUT", "ss"),
+    "NaN": (updated(weights_of(float("nan"), 4.0)), "UPDATE-NOT-FINITE", "ss: 1 values"),
+    "infinite": (updated(weights_of(float("inf"), -float("inf"))), "UPDATE-NOT-FINITE", "ss: 2 values"),
+    "counter below zero": (updated(weights_of(3.0, 4.0, counter=-1)), "UPDATE-COUNTERS", "ss"),
+    "too large": (updated(weights_of(3.0, 54.1)), "UPDATE-TOO-LARGE", "ss: the update is 10 times"),
+    "overflowing": (updated(weights_of(3e38, 3e38)), "UPDATE-TOO-LARGE", "inf times"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_bad_reply_is_rejected_with_its_code_and_values(name: str) -> None:
+    reply, code, reason = REJECTED[name]
+    found = verdict(reply)
+    assert found is not None
+    assert found.code == code
+    assert reason in found.message
+
+
+def test_a_site_that_enrolled_without_training_cases_cannot_bring_weights() -> None:
+    nobody = replace(ENROLLED, training_groups=dict.fromkeys(SizeGroup, 0))
+    nothing = replace(TRAINING, cases=0, drawn=dict.fromkeys(SizeGroup, 0))
+    reply = replace(GOOD, training={US: nothing, SS: nothing})
+    found = reject_round(reply, REQUEST, nobody, LARGEST_UPDATE)
+    assert found is not None
+    assert found.code == "REPLY-CASES"
+
+
+def test_every_local_epoch_counts_the_cases_again() -> None:
+    terms = replace(REQUEST.terms, training=replace(REQUEST.terms.training, local_epochs=2))
+    request = replace(REQUEST, terms=terms)
+    twice = replace(TRAINING, cases=40, steps=2, drawn=drawn(18, 6, 16, 0))
+    assert reject_round(replace(GOOD, training={US: twice, SS: twice}), request, ENROLLED, 10.0) is None
+    found = reject_round(GOOD, request, ENROLLED, LARGEST_UPDATE)
+    assert found is not None
+    assert found.code == "REPLY-CASES"
+
+
+def test_the_largest_update_is_still_taken_and_a_little_more_is_not() -> None:
+    assert verdict(updated(weights_of(3.0, 54.0))) is None  # 50 / 5
+    assert verdict(updated(weights_of(3.0, 54.01))) is not None
+
+
+def test_the_relative_update_is_the_norm_of_the_change_over_that_of_the_incoming_weights() -> None:
+    assert relative_update(weights_of(3.0, 5.0), INCOMING) == pytest.approx(0.2)
+    assert relative_update(INCOMING, INCOMING) == 0.0
