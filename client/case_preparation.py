@@ -10,6 +10,7 @@ from client.content_digests import ContentDigest, content_digest
 from client.findings import Finding, FindingError
 from client.images import read_ct
 from client.masks import MaskSource, case_masks, mask_source
+from client.site import SegmentationTable
 from client.volume_store import (
     StoredCase,
     is_disk_full,
@@ -36,6 +37,7 @@ class Job:
     recipe: Recipe
     max_slice_thickness_mm: float
     known: dict[str, ContentDigest]
+    segmentation: SegmentationTable
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Outcome:
 def finished_before(job: Job) -> Outcome | None:
     """The outcome of an earlier run if no file has changed since; reads no more than a volume's header."""
     try:
-        source = mask_source(job.case)
+        source = mask_source(job.case, job.segmentation)
     except FindingError:
         return None
     digests = tuple(job.known[str(file)] for file in _files(job.case, source) if str(file) in job.known)
@@ -70,7 +72,7 @@ def finished_before(job: Job) -> Outcome | None:
 def prepare_one(job: Job) -> Outcome:
     """Read, check, resample and store one case, unless the store has it. Every failure is an outcome."""
     try:
-        source = mask_source(job.case)
+        source = mask_source(job.case, job.segmentation)
         files = _files(job.case, source)
         digests = tuple(job.known.get(str(file)) or content_digest(file) for file in files)
         path = _path(job, source, digests)

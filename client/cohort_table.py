@@ -11,14 +11,17 @@ from client.findings import Finding, FindingError
 _FIX_ENCODING = "Save the table as CSV UTF-8."
 
 
-def read_lines(manifest: Path, columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_lines(
+    manifest: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the number and stripped cells of every line below it that is not blank.
 
     Raises FindingError if the file is no such table: missing, empty, not UTF-8 (a byte order mark is fine),
-    not separated by commas, an open quote, or a header that is not `columns` in some order.
+    not separated by commas, an open quote, or a header that is not `columns`, and perhaps some of `optional`,
+    in some order.
     """
     lines = _lines(_text(manifest, columns), manifest.name)
-    header = _checked_header(*next(lines, (1, [])), columns, manifest.name)
+    header = _checked_header(*next(lines, (1, [])), columns, optional, manifest.name)
     return header, list(lines)
 
 
@@ -62,20 +65,23 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1
 
 
-def _checked_header(line: int, header: list[str], columns: Sequence[str], name: str) -> list[str]:
+def _checked_header(
+    line: int, header: list[str], columns: Sequence[str], optional: Sequence[str], name: str
+) -> list[str]:
     separators = [sign for sign in ";\t|" if sign in "".join(header)]
     if len(header) == 1 and separators:
         reason = f"the cells are separated by {separators[0]!r}, not by commas"
         raise _unreadable("COHORT-SEPARATOR", f"{name} line {line}", reason, "Save the table with commas.")
+    known = (*columns, *optional)
     problems = [f"column {column} is missing" for column in columns if column not in header]
-    problems += [f"column {column} is there twice" for column in columns if header.count(column) > 1]
+    problems += [f"column {column} is there twice" for column in known if header.count(column) > 1]
     problems += [
-        f"column {position} is called {column!r}, which is none of ours{nearest(column, columns)}"
+        f"column {position} is called {column!r}, which is none of ours{nearest(column, known)}"
         for position, column in enumerate(header, start=1)
-        if column not in columns
+        if column not in known
     ]
     if problems:
-        fix = f"The first line must be {','.join(columns)} (in any order)."
+        fix = f"The first line must be {','.join(known)} (in any order)."
         raise _unreadable("COHORT-COLUMNS", f"{name} line {line}", "; ".join(problems), fix)
     return header
 

@@ -123,7 +123,7 @@ def read_header(path: Path) -> SliceHeader:
     Raises FindingError (DICOM-UNREADABLE) for a file that cannot be opened or parsed.
     """
     try:
-        with path.open("rb") as file, _quiet_pydicom():
+        with path.open("rb") as file, quiet_pydicom():
             _refuse_inflation(path, file)
             return _parse(path, file)
     except FindingError:
@@ -133,7 +133,7 @@ def read_header(path: Path) -> SliceHeader:
 
 
 @contextmanager
-def _quiet_pydicom() -> Iterator[None]:
+def quiet_pydicom() -> Iterator[None]:
     """Keeps pydicom's log lines and warnings in: they quote values, and the audit says what matters."""
     logger = logging.getLogger("pydicom")
     was_disabled = logger.disabled

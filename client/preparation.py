@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from client.case_preparation import DISK_FULL, Job, Outcome, failed, finished_be
 from client.cohort import CohortCase, count_lines, read_cohort
 from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
 from client.findings import Finding, FindingError
+from client.masks import sources_without_files
 from client.site import SiteConfig
 from client.volume_store import (
     StoredCase,
@@ -111,9 +113,9 @@ def prepare_cohort(
             _remember_digests(site.store_folder, outcomes.values())
         in_order = [outcomes[case.case_id] for case in cases]
         entries = tuple(_entry(outcome.case, outcome.stored) for outcome in in_order if outcome.stored)
-        _write_index(site.store_folder, cohort_digest, site.preprocessing_recipe, entries)
-    findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
-    findings += _same_scans(in_order)
+        findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
+        findings += _same_scans(in_order)
+        _write_index(site, cohort_digest, entries, findings)
     n_new = sum(outcome.is_new for outcome in in_order)
     seconds = time.monotonic() - started
     return PreparationResult(entries, tuple(findings), count_lines(site.manifest), n_new, seconds)
@@ -122,14 +124,15 @@ def prepare_cohort(
 def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
     """The usable cases of the last complete preparation, in the order of the table.
 
-    Raises FindingError when nothing was prepared, no case is usable, the table or the recipe has changed
-    since, or a volume is missing.
+    Raises FindingError when nothing was prepared, no case is usable, the table, the recipe or the
+    segmentation has changed since, or a volume is missing.
     """
     try:
         index = json.loads((site.store_folder / _INDEX).read_bytes())
         entries = tuple(_entry_from(row, site.store_folder) for row in index["cases"])
         is_same_cohort = index["cohort_digest"] == _cohort_digest(site)
         is_same_recipe = index["recipe_digest"] == site.preprocessing_recipe.digest
+        are_same_masks = index["masks"] == sources_without_files(site.segmentation)
     except FileNotFoundError:
         raise _not_ready("PREPARE-NOTHING", "this cohort was never prepared to its end") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -138,6 +141,9 @@ def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
         raise _not_ready("PREPARE-COHORT-CHANGED", f"{site.manifest.name} has changed since it was prepared")
     if not is_same_recipe:
         raise _not_ready("PREPARE-RECIPE-CHANGED", "[recipe] in site.toml has changed since it was prepared")
+    if not are_same_masks:
+        message = "[segmentation] in site.toml, or the version of its method, has changed since"
+        raise _not_ready("PREPARE-MASKS-CHANGED", message)
     if not entries:
         raise _not_ready("PREPARE-NO-CASE", "no case of the cohort is usable")
     missing = [entry.case.case_id for entry in entries if not entry.path.is_file()]
@@ -147,6 +153,12 @@ def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
     return entries
 
 
+def count_left_out(site: SiteConfig) -> dict[str, int]:
+    """How many errors of each code the last preparation left cases out for; no case is named."""
+    index = json.loads((site.store_folder / _INDEX).read_bytes())
+    return {str(code): int(n) for code, n in index.get("left_out", {}).items()}
+
+
 # ---- the work ----
 
 
@@ -154,7 +166,7 @@ def _job(case: CohortCase, site: SiteConfig, known: dict[str, ContentDigest]) ->
     files = [str(file) for file in (case.image, case.lung_mask, case.infection_mask) if file]
     unchanged = {file: known[file] for file in files if file in known and is_unchanged(known[file])}
     limit_mm = site.audit.max_slice_thickness_mm
-    return Job(case, site.store_folder, site.preprocessing_recipe, limit_mm, unchanged)
+    return Job(case, site.store_folder, site.preprocessing_recipe, limit_mm, unchanged, site.segmentation)
 
 
 def _worker_count(site: SiteConfig, workers: int | None) -> int:
@@ -255,14 +267,18 @@ def _cohort_digest(site: SiteConfig) -> str:
     return hashlib.sha256(site.manifest.read_bytes()).hexdigest() if site.manifest.is_file() else ""
 
 
-def _write_index(store: Path, cohort_digest: str, recipe: Recipe, entries: tuple[PreparedEntry, ...]) -> None:
+def _write_index(
+    site: SiteConfig, cohort_digest: str, entries: tuple[PreparedEntry, ...], findings: list[Finding]
+) -> None:
     index = {
         "format_version": INDEX_FORMAT,
         "cohort_digest": cohort_digest,
-        "recipe_digest": recipe.digest,
+        "recipe_digest": site.preprocessing_recipe.digest,
+        "masks": sources_without_files(site.segmentation),
+        "left_out": Counter(finding.code for finding in findings if finding.severity == "error"),
         "cases": [_row(entry) for entry in entries],
     }
-    write_atomically(store / _INDEX, json.dumps(index, indent=1).encode())
+    write_atomically(site.store_folder / _INDEX, json.dumps(index, indent=1).encode())
 
 
 def _entry(listed: CohortCase, stored: StoredCase) -> PreparedEntry:

@@ -41,6 +41,13 @@ class AuditTable(_Table):
     max_slice_thickness_mm: Annotated[float, Field(gt=0, le=50)] = 5.0
 
 
+class SegmentationTable(_Table):
+    """[segmentation]: where the masks come from that cohort.csv does not name; "given": nowhere."""
+
+    lungs: Literal["given", "classical"] = "given"
+    infection: Literal["given", "crude"] = "given"
+
+
 class SiteConfig(_Table):
     """site.toml, checked. Paths in it are relative to its folder, `home`.
 
@@ -55,6 +62,7 @@ class SiteConfig(_Table):
     recipe: RecipeTable = RecipeTable()
     machine: MachineTable = MachineTable()
     audit: AuditTable = AuditTable()
+    segmentation: SegmentationTable = SegmentationTable()
 
     @property
     def manifest(self) -> Path:

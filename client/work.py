@@ -3,7 +3,7 @@
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from client.finished_work import FinishedRound, FinishedWork, load_optimiser_tensors, optimiser_tensors
 from client.panels import draw_panels
-from client.preparation import PreparedEntry
+from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
 from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases
 from client.volume_store import load_masks, load_volume
@@ -41,13 +41,16 @@ from dsan_model.protocol import (
 )
 from dsan_model.sampling import Branch, epoch_generator, group_counts, size_balanced_order, uniform_order
 from dsan_model.training import (
+    Batch,
     EpochResult,
     Machine,
+    TrainingConfig,
     batches,
     build_network,
     learning_rate,
     make_optimiser,
     predict,
+    randomly_flipped,
     set_learning_rate,
     train_epoch,
 )
@@ -79,7 +82,7 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
         validation_groups=group_counts([case.size_group for case in cases.validation.cases]),
         demographics=tuple(_demographics(label, cases.all.entries) for label in Label),
         ratio_histogram={label: _ratio_histogram(label, cases.all) for label in Label},
-        left_out={},
+        left_out=count_left_out(site.config),
     )
 
 
@@ -176,9 +179,14 @@ def _train(
     for local_epoch in range(config.local_epochs):
         epoch = (request.round - 1) * config.local_epochs + local_epoch
         set_learning_rate(optimiser, learning_rate(config, epoch))
-        order = _order(site, request, branch, samples, epoch)
+        generator = epoch_generator(request.terms.seed, site.config.name, branch, epoch)
+        order = _order(request, branch, samples, generator)
         drawn.update(order.tolist())
-        results.append(_epoch(site, branch, network, optimiser, samples, order, request.terms))
+        drawn_batches = batches(samples, order, config.batch_size, site.machine)
+        if config.flips:
+            drawn_batches = randomly_flipped(drawn_batches, generator)
+        steps = -(-len(order) // config.batch_size)
+        results.append(_epoch(site, branch, network, optimiser, drawn_batches, steps, config))
     work.keep_optimiser_state(request.round, optimiser_tensors(optimiser))
     groups = group_counts([samples.cases[i].size_group for i in drawn.elements()])
     last = results[-1]
@@ -201,26 +209,24 @@ def _epoch(
     branch: Branch,
     network: AttentionResNet,
     optimiser: torch.optim.Optimizer,
-    samples: CaseSamples,
-    order: npt.NDArray[np.int64],
-    terms: StudyTerms,
+    drawn_batches: Iterator[Batch],
+    steps: int,
+    config: TrainingConfig,
 ) -> EpochResult:
-    config = terms.training
-    steps = -(-len(order) // config.batch_size)
+    attention_weight = config.attention_weight if branch.has_attention_loss else 0.0
     return train_epoch(
         network,
         optimiser,
-        batches(samples, order, config.batch_size, site.machine),
-        config.attention_weight if branch.has_attention_loss else 0.0,
+        drawn_batches,
+        attention_weight,
         site.machine,
         lambda done: site.report("training", done, steps, branch),
     )
 
 
 def _order(
-    site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples, epoch: int
+    request: RoundRequest, branch: Branch, samples: CaseSamples, generator: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    generator = epoch_generator(request.terms.seed, site.config.name, branch, epoch)
     if branch is not Branch.SS:
         return uniform_order(len(samples), generator)
     groups = [case.size_group for case in samples.cases]

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 ALPHA = 100.0  # Eq. 2: slope of the soft mask
 BETA = 0.4  # Eq. 2: threshold of the soft mask
+NORMAL_LUNG = 1 / 3  # -850 HU in the window of IV-B
+LUNG_UNIT = 0.12  # 180 HU
 FLAT_WITHIN_ULP = 32  # a map that varies by less is flat: the variation is the rounding of its up-sampling
 
 
@@ -27,7 +29,7 @@ class NetworkConfig:
     stem_kernel: int = 7
     stem_pool: bool = True
     strides: tuple[int, int, int, int] = (1, 2, 2, 1)  # III-A: the last stage has stride 1, not 2
-    standardise_input: bool = False  # mean 0 and sd 1 inside the lungs of each case; not in the paper
+    standardise_input: bool = False  # see `standardised`; not in the paper
 
 
 class NetworkOutput(NamedTuple):
@@ -101,16 +103,11 @@ def is_flat(low: Tensor, high: Tensor) -> Tensor:
 
 
 def standardised(volume_B1DHW: Tensor) -> Tensor:
-    """Each case with mean 0 and standard deviation 1 inside its lungs (above 0), and 0 outside them.
+    """Normal lung (-850 HU) at 0 in units of 180 HU, and 0 outside the lungs, where the volume is 0.
 
     A small network that sees few cases then starts from lesions instead of from the edge of the lungs.
     """
-    is_lung = volume_B1DHW > 0
-    n_voxels = is_lung.sum(dim=(1, 2, 3, 4), keepdim=True).clamp(min=2)
-    mean = volume_B1DHW.sum(dim=(1, 2, 3, 4), keepdim=True) / n_voxels
-    centred = torch.where(is_lung, volume_B1DHW - mean, 0.0)
-    variance = centred.square().sum(dim=(1, 2, 3, 4), keepdim=True) / (n_voxels - 1)
-    return centred / variance.sqrt().clamp(min=1e-6)
+    return torch.where(volume_B1DHW > 0, (volume_B1DHW - NORMAL_LUNG) / LUNG_UNIT, 0.0)
 
 
 def initial_state(config: NetworkConfig, seed: int) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class TrainingConfig:
     batch_size: int = 20
     local_epochs: int = 1
     attention_weight: float = 0.5  # lambda of Eq. 4
-    flips: bool = False  # turn each drawn case over at random; not in the paper
+    flips: bool = False  # mirror every other drawn case, left to right; not in the paper
 
 
 class Sample(NamedTuple):
@@ -123,16 +123,16 @@ def batches(
 
 
 def randomly_flipped(epoch_batches: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
-    """Each case of each batch flipped along each of its three axes with probability one half."""
+    """Each case mirrored left to right with probability one half, volume and mask alike."""
     for batch in epoch_batches:
-        axes = [[axis for axis in (1, 2, 3) if generator.random() < 0.5] for _ in batch.label_B]
-        volumes = [volume.flip(flipped) for volume, flipped in zip(batch.volume_B1DHW, axes, strict=True)]
-        infections = [
-            infection[None].flip(flipped)[0]
-            for infection, flipped in zip(batch.infection_BDHW, axes, strict=True)
-        ]
-        volume_B1DHW = torch.stack(volumes).contiguous(memory_format=torch.channels_last_3d)
-        yield Batch(volume_B1DHW, batch.label_B, torch.stack(infections))
+        is_flipped = torch.from_numpy(generator.random(len(batch.label_B)) < 0.5).to(batch.label_B.device)
+        volume = torch.where(
+            is_flipped[:, None, None, None, None], batch.volume_B1DHW.flip(4), batch.volume_B1DHW
+        )
+        infection = torch.where(
+            is_flipped[:, None, None, None], batch.infection_BDHW.flip(3), batch.infection_BDHW
+        )
+        yield Batch(volume.contiguous(memory_format=torch.channels_last_3d), batch.label_B, infection)
 
 
 def train_epoch(

@@ -150,9 +150,15 @@ PRESETS: dict[str, dict[str, object]] = {
     "full": {},
     "demo": {
         "rounds": 24,
-        "input": {"shape_dhw": [24, 48, 48], "antialias": True},
-        "network": {"blocks": [1, 1, 1, 1], "width": 16, "stem_kernel": 3, "stem_pool": False},
-        "training": {"learning_rate": 2e-3, "decay_every_epochs": 6},
+        "input": {"shape_dhw": [32, 64, 64], "antialias": True},
+        "network": {
+            "blocks": [1, 1, 1, 1],
+            "width": 8,
+            "stem_kernel": 3,
+            "stem_pool": False,
+            "standardise_input": True,
+        },
+        "training": {"learning_rate": 5e-3, "decay_every_epochs": 10, "flips": True},
     },
     "tiny": {
         "rounds": 2,

@@ -118,6 +118,24 @@ def hospitals(
     raise typer.Exit(hospitals_command(options))
 
 
+@app.command("real-hospitals")
+def real_hospitals(
+    ct_folder: Annotated[Path, typer.Argument(help="Folder with covid-ct-md: P002, cap002, normal002.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write them to, outside of any repository.")],
+    cases: Annotated[int, typer.Option(min=4, help="Scans of a hospital.")] = 8,
+    preset: Annotated[Preset, typer.Option(help="Whose preparation site.toml asks for.")] = Preset.DEMO,
+    seed: Seed = 0,
+) -> None:
+    """Write three small hospitals over real CT: two real cases, and lesions painted into one normal scan.
+
+    Example: dsan-simulate real-hospitals ../shared/ct /tmp/real
+    """
+    _configure_logging()
+    from simulation.command import real_hospitals_command
+
+    raise typer.Exit(real_hospitals_command(ct_folder, out, cases, preset.value, seed))
+
+
 class _Elapsed(logging.Formatter):
     """Plain lines with the seconds since the start."""
 

@@ -25,11 +25,12 @@ from simulation.federated_study import (
 )
 from simulation.hospitals import plan_hospitals, write_hospitals
 from simulation.ray_engine import MissingRayError
+from simulation.real_hospitals import write_real_hospitals
 
 DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION = 0, 65, 69, 70, 78
 
 NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
-CASES_A_SITE = {"demo": 60, "tiny": 10, "full": 60}
+CASES_A_SITE = {"demo": 96, "tiny": 10, "full": 60}
 
 log = logging.getLogger("dsan.simulation")
 
@@ -92,6 +93,26 @@ def hospitals_command(options: HospitalOptions) -> int:
         return _refuse(error, BAD_CONFIGURATION)
     sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
     sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")
+    return DONE
+
+
+def real_hospitals_command(ct_folder: Path, out: Path, cases: int, preset: str, seed: int) -> int:
+    """`dsan-simulate real-hospitals`: the exit code."""
+
+    def tell(done: int, total: int) -> None:
+        if done % 4 == 0 or done == total:
+            log.info("real hospitals: %d of %d scans written", done, total)
+
+    try:
+        recipe = _study(preset, "hospitals", seed).recipe
+        sites = write_real_hospitals(ct_folder, out, cases, recipe, seed, tell)
+    except (FileNotFoundError, FileExistsError, FindingError) as error:
+        return _refuse(error, BAD_DATA)
+    held_out = sites[-1].parent.name
+    sys.stdout.write(f"{len(sites)} hospitals in {out}: real CT, keep it to yourself\n")
+    sys.stdout.write(
+        f"next: dsan-simulate run --preset {preset} --hospitals {out} --rounds 3 --held-out {held_out}\n"
+    )
     return DONE
 
 

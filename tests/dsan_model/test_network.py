@@ -1,6 +1,7 @@
 """The 3D ResNet-34 held against MONAI's (III-A), the online attention against Eq. 1 and 2 (III-B)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dsan_model.network import (
     attention_feature_map,
     attention_map,
     initial_state,
+    standardised,
 )
 
 PAPER = NetworkConfig()
@@ -114,6 +116,23 @@ def test_the_demo_network_keeps_a_feature_map_of_3_x_6_x_6_of_its_small_volume()
     with torch.device("meta"):
         features_BCdhw = AttentionResNet(DEMO).features(torch.empty(1, 1, 24, 48, 48))
     assert features_BCdhw.shape == (1, 128, 3, 6, 6)
+
+
+def test_standardised_input_has_normal_lung_at_zero_and_stays_zero_outside_the_lungs() -> None:
+    hu = torch.tensor([-850.0, -670.0, -1030.0, 150.0])
+    volume_B1DHW = torch.cat([(hu + 1350) / 1500, torch.zeros(1)]).view(1, 1, 1, 1, 5)
+    expected = [0.0, 1.0, -1.0, 1000 / 180, 0.0]
+    assert standardised(volume_B1DHW).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_network_standardises_its_input_only_if_its_configuration_says_so() -> None:
+    plain = AttentionResNet(TINY).eval()
+    standardising = AttentionResNet(replace(TINY, standardise_input=True)).eval()
+    standardising.load_state_dict(plain.state_dict())
+    volume_B1DHW = torch.rand(1, 1, 16, 16, 16) * (torch.rand(1, 1, 16, 16, 16) > 0.5)
+    features_BCdhw = standardising.features(volume_B1DHW)
+    assert torch.equal(features_BCdhw, plain.features(standardised(volume_B1DHW)))
+    assert not torch.equal(features_BCdhw, plain.features(volume_B1DHW))
 
 
 # ---- Eq. 1 ----

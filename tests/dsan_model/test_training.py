@@ -18,6 +18,7 @@ from dsan_model.training import (
     learning_rate,
     make_optimiser,
     predict,
+    randomly_flipped,
     set_learning_rate,
     train_epoch,
 )
@@ -132,9 +133,11 @@ def test_the_optimiser_is_adam_with_the_papers_values_or_plain_sgd() -> None:
     assert isinstance(adam, torch.optim.Adam)
     group = adam.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (2e-4, (0.9, 0.999), 1e-4)
+    assert make_optimiser(network, TrainingConfig(betas=(0.8, 0.9))).param_groups[0]["betas"] == (0.8, 0.9)
     sgd = make_optimiser(network, SGD)
     assert isinstance(sgd, torch.optim.SGD)
-    assert (sgd.param_groups[0]["lr"], sgd.param_groups[0]["momentum"]) == (0.05, 0)
+    group = sgd.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.05, 0, 1e-3)
 
 
 def test_a_rate_that_is_set_is_the_rate_of_the_next_step() -> None:
@@ -163,6 +166,14 @@ def test_an_epoch_repeated_gives_the_same_weights_bit_for_bit() -> None:
     torch.manual_seed(2)  # nothing may hang on the global generator
     assert an_epoch().digest == first.digest
     assert an_epoch(attention_weight=0.0).digest != first.digest
+
+
+def test_every_step_goes_by_the_gradient_of_its_own_batch() -> None:
+    start, samples = flatten(initial_state(TINY, seed=0)), samples_of([1, 0, 0, 1])
+    network = frozen_network(start)
+    train_epoch(network, make_optimiser(network, SGD), batches_of(samples, 2), 0.5, CPU)
+    one_by_one = trained(trained(start, samples[:2], 0.5), samples[2:], 0.5)
+    assert flatten(network.state_dict()).digest == one_by_one.digest
 
 
 def test_an_epoch_changes_the_weights_and_counts_its_steps_in_the_batch_norms() -> None:
@@ -269,6 +280,32 @@ def test_batches_stack_float16_volumes_as_float32_with_a_channel() -> None:
     assert torch.equal(first.infection_BDHW[1], samples[0].infection_DHW)
     assert first.label_B.tolist() == [1.0, 1.0]
     assert last.label_B.tolist() == [0.0]
+
+
+def test_flipping_mirrors_every_other_case_left_to_right_with_its_mask_and_nothing_else() -> None:
+    samples = samples_of([1, 0] * 20)
+    flipped = list(randomly_flipped(batches_of(samples, 7), np.random.default_rng(0)))
+    assert torch.cat([batch.label_B for batch in flipped]).tolist() == [1.0, 0.0] * 20
+    volumes = torch.cat([batch.volume_B1DHW for batch in flipped])[:, 0]
+    infections = torch.cat([batch.infection_BDHW for batch in flipped])
+    n_flipped = 0
+    for sample, volume_DHW, infection_DHW in zip(samples, volumes, infections, strict=True):
+        is_flipped = not torch.equal(volume_DHW, sample.volume_DHW.float())
+        axes = [2] if is_flipped else []
+        assert torch.equal(volume_DHW, sample.volume_DHW.float().flip(axes))
+        assert torch.equal(infection_DHW, sample.infection_DHW.flip(axes))
+        n_flipped += is_flipped
+    assert 10 <= n_flipped <= 30
+
+
+def test_flips_follow_from_the_generator_alone() -> None:
+    samples = samples_of([1, 0] * 4)
+    first, again, other = (
+        torch.cat([b.volume_B1DHW for b in randomly_flipped(batches_of(samples, 4), generator)])
+        for generator in (np.random.default_rng(seed) for seed in (1, 1, 2))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_network_is_built_from_given_weights_and_shares_no_memory_with_them() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.ledger import LEDGER, LedgerEntry, append_event, append_round, participation, read_ledger
+from server.ledger import LEDGER, LedgerEntry, append_event, append_round, last_statuses, read_ledger
 
 ACCEPTED = LedgerEntry(1, "north", "us", "accepted", cases=48, steps=3, seconds=1.5, bytes=1000, digest="ab")
 MISSING = LedgerEntry(1, "south", "us", "missing", code="SITE-LATE", message="no answer before the deadline")
@@ -49,7 +49,7 @@ def test_lines_are_only_ever_added(tmp_path: Path) -> None:
 
 def test_a_run_without_a_ledger_has_no_lines(tmp_path: Path) -> None:
     assert list(read_ledger(tmp_path)) == []
-    assert participation(tmp_path) == {}
+    assert last_statuses(tmp_path) == {}
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
@@ -60,7 +60,7 @@ def test_a_torn_last_line_is_left_out_and_the_next_line_is_not_glued_to_it(
     whole = (tmp_path / LEDGER).read_bytes()
     last = whole.rindex(b"\n", 0, -1) + 1
     (tmp_path / LEDGER).write_bytes(whole[: last + int(kept * (len(whole) - last))])
-    assert participation(tmp_path) == {(1, "north"): "accepted"}
+    assert last_statuses(tmp_path) == {(1, "north"): "accepted"}
     append_event(tmp_path, "resumed", "after round 1")
     assert [line["event"] for line in read_ledger(tmp_path)] == ["round", "resumed"]
 
@@ -78,16 +78,16 @@ def test_a_message_of_a_site_cannot_break_its_line(tmp_path: Path, text: str) ->
     append_round(tmp_path, [LedgerEntry(1, "south", "us", "rejected", code="X", message=text)])
     (line,) = read_ledger(tmp_path)
     assert line["message"] == text
-    assert participation(tmp_path) == {(1, "south"): "rejected"}
+    assert last_statuses(tmp_path) == {(1, "south"): "rejected"}
 
 
-def test_participation_is_the_last_word_on_every_round_and_site(tmp_path: Path) -> None:
+def test_the_last_word_on_a_round_and_site_counts(tmp_path: Path) -> None:
     append_event(tmp_path, "started", "study")
     append_round(tmp_path, [ACCEPTED, MISSING])
     append_event(tmp_path, "paused", "south is missing")
     append_round(tmp_path, [ACCEPTED, LedgerEntry(1, "south", "us", "accepted", cases=10)])
     append_round(tmp_path, [LedgerEntry(2, "north", "us", "rejected", code="UPDATE-LAYOUT")])
-    assert participation(tmp_path) == {
+    assert last_statuses(tmp_path) == {
         (1, "north"): "accepted",
         (1, "south"): "accepted",
         (2, "north"): "rejected",

@@ -1,0 +1,155 @@
+"""What `diagnose` writes and prints: result.json, panel.png, and a line for each scan."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.diagnose import BANNER, Diagnosis, Model, Precision, Scan, diagnose, load_model
+from client.finding_table import findings_text
+from client.findings import Finding, FindingError
+from client.volume_store import write_atomically
+from dsan_model.ensemble import BAND
+from dsan_model.explain import draw_panel
+from dsan_model.preprocessing import PAPER_SHAPE_DHW
+
+RESULT_FORMAT = 1
+RESULT, PANEL = "result.json", "panel.png"
+
+
+@dataclass(frozen=True)
+class DiagnoseRequest:
+    """Which scans to diagnose by which model, and where to write."""
+
+    scans: tuple[Scan, ...]
+    model: Path
+    out: Path
+    device: str  # "auto", "cpu" or "cuda"
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class DiagnoseOutcome:
+    """A text for people, and for each scan its result.json or the finding that it was refused with."""
+
+    text: str
+    results: list[dict[str, Any]]
+    errors: tuple[Finding, ...]
+
+
+def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str], None]) -> DiagnoseOutcome:
+    """Diagnose one scan after the other with the model loaded once; one that is refused stops no other.
+
+    `import_s` is the time that Python took to load its libraries, `say` takes lines of progress. Raises
+    FindingError with a MODEL- or MACHINE- code.
+    """
+    started = time.monotonic()
+    model = load_model(request.model, _device(request.device), request.precision)
+    before_s = {"import": import_s, "load": time.monotonic() - started}
+    say(f"[{sum(before_s.values()):6.1f} s] model of study {model.package.study} loaded, {model.precision}")
+    lines, results, errors = [BANNER], [], []
+    folders = output_folders([scan.image for scan in request.scans], request.out)
+    for scan, folder in zip(request.scans, folders, strict=True):
+        try:
+            diagnosis = diagnose(model, scan)
+        except FindingError as error:
+            finding = replace(error.finding, case_id=folder.name if len(folders) > 1 else None)
+            errors.append(finding)
+            results.append({"input": str(scan.image), "error": asdict(finding)})
+            lines.append(findings_text([finding]))
+            continue
+        results.append(write_diagnosis(folder, scan.image, diagnosis, model, before_s))
+        lines.append(diagnosis_line(folder.name, diagnosis))
+        lines += [findings_text(diagnosis.findings)] if diagnosis.findings else []
+    lines += ["", f"next: look at {request.out / PANEL if len(folders) == 1 else request.out}"]
+    return DiagnoseOutcome("\n".join(lines), results, tuple(errors))
+
+
+def write_diagnosis(
+    folder: Path, image: Path, diagnosis: Diagnosis, model: Model, before_s: dict[str, float]
+) -> dict[str, Any]:
+    """Write panel.png and then result.json, which is returned.
+
+    `before_s` are the seconds of importing libraries and of loading the model.
+    """
+    started = time.perf_counter()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_panel(diagnosis.panel, folder / PANEL)
+        drawn_s = time.perf_counter() - started
+        result = result_json(image, diagnosis, model, {**before_s, "panel": drawn_s})
+        write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    except OSError as error:
+        message = f"the result cannot be written: {error.strerror}"
+        fix = "Free space, or choose another folder with --out."
+        raise FindingError(Finding("OUTPUT-FILES", "error", str(folder), message, fix)) from None
+    return result
+
+
+def result_json(
+    image: Path, diagnosis: Diagnosis, model: Model, before_s: dict[str, float]
+) -> dict[str, Any]:
+    """The result for programs; probabilities are P(COVID-19), ratios 0 to 1."""
+    package = model.package
+    return {
+        "format_version": RESULT_FORMAT,
+        "notice": BANNER,
+        "input": str(image),
+        "probability": diagnosis.probability,
+        "probability_by_branch": {branch.value: p for branch, p in diagnosis.by_branch.items()},
+        "infection_ratio": diagnosis.infection_ratio,
+        "lung_volume_ml": diagnosis.lung_volume_ml,
+        "w": diagnosis.w,
+        "band": list(BAND),
+        "is_inside_band": diagnosis.is_inside_band,
+        "masks": diagnosis.mask_source,
+        "findings": [asdict(finding) for finding in diagnosis.findings],
+        "model": {
+            "study": package.study,
+            "is_complete": package.is_complete,
+            "is_paper_size": package.recipe.shape_DHW == PAPER_SHAPE_DHW,
+            "sha256sums": package.sha256sums,
+            "weights": {branch.value: flat.digest for branch, flat in package.weights.items()},
+            "recipe": package.recipe.digest,
+        },
+        "device": model.device.type,
+        "precision": model.precision.value,
+        "seconds": {step: round(value, 3) for step, value in {**before_s, **diagnosis.seconds}.items()},
+    }
+
+
+def diagnosis_line(name: str, diagnosis: Diagnosis) -> str:
+    """One scan in one line."""
+    seconds = diagnosis.seconds
+    return (
+        f"{name}  P(COVID-19) {diagnosis.probability:.3f}  infection ratio {diagnosis.infection_ratio:.4f}  "
+        f"w {diagnosis.w:.2f}  networks {seconds['networks']:.1f} s of {sum(_steps(seconds)):.1f} s"
+    )
+
+
+def output_folders(images: list[Path], out: Path) -> list[Path]:
+    """OUT itself for one scan; a folder below it for each of several, by the name of its input."""
+    if len(images) == 1:
+        return [out]
+    names: list[str] = []
+    for image in images:
+        stem = image.name.split(".")[0] or "scan"
+        taken = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names.append(f"{stem}-{taken + 1}" if taken else stem)
+    return [out / name for name in names]
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        message, fix = "torch sees no GPU", "Install the CUDA build of torch, or leave --device away."
+        raise FindingError(Finding("MACHINE-NO-GPU", "error", "--device cuda", message, fix))
+    uses_gpu = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if uses_gpu else "cpu")
+
+
+def _steps(seconds: dict[str, float]) -> list[float]:
+    return [value for step, value in seconds.items() if not step.startswith("network_")]

@@ -1,0 +1,122 @@
+"""labels.csv: which study or patient has which diagnosis, in the hospital's own identifiers.
+
+The column `label`, and at least one of `study_uid`, `accession` and `patient_id`; a line fills any of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.cohort_table import nearest, read_lines
+from client.findings import Finding, FindingError
+from dsan_model.cases import Label
+
+IDENTIFIERS = ("study_uid", "accession", "patient_id")  # the first that a line fills finds its studies
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """What a study is called in the hospital; nothing of it is shown."""
+
+    study_uid: str = field(repr=False)
+    accession: str = field(repr=False)
+    patient_id: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LabelLine:
+    """A usable line of labels.csv."""
+
+    line: int
+    identifier: str  # one of IDENTIFIERS
+    value: str = field(repr=False)
+    label: Label
+
+
+def read_labels(path: Path) -> tuple[tuple[LabelLine, ...], tuple[Finding, ...]]:
+    """The usable lines, and a finding for each other one; no message quotes an identifier.
+
+    Raises FindingError if the file is no such table.
+    """
+    if not path.is_file():
+        fix = f"Give a table with the columns label and one of {', '.join(IDENTIFIERS)}."
+        raise FindingError(Finding("IMPORT-LABELS", "error", path.name, "there is no such file", fix))
+    header, rows = read_lines(path, ("label",), IDENTIFIERS)
+    if len(header) == 1:
+        message = "no column says whom a label is for"
+        fix = f"Add one of the columns {', '.join(IDENTIFIERS)}."
+        raise FindingError(Finding("IMPORT-LABELS", "error", f"{path.name} line 1", message, fix))
+    lines, findings = [], []
+    for number, cells in rows:
+        try:
+            lines.append(_label_line(number, header, cells, path.name))
+        except FindingError as error:
+            findings.append(error.finding)
+    return tuple(lines), tuple(findings)
+
+
+def label_studies(
+    lines: Iterable[LabelLine], studies: Mapping[str, StudyIdentity], case_ids: Mapping[str, str]
+) -> tuple[dict[str, Label], tuple[Finding, ...]]:
+    """The label of each study, by its key in `studies`, and what is wrong; `case_ids` are their pseudonyms.
+
+    A line that names a study outweighs one that names its patient. Two lines of the same weight that differ
+    give no label.
+    """
+    keys_of: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for key, study in studies.items():
+        for identifier in IDENTIFIERS:
+            keys_of[identifier, getattr(study, identifier)].append(key)
+    found: dict[str, dict[str, list[LabelLine]]] = defaultdict(lambda: defaultdict(list))
+    unused = []
+    for line in lines:
+        keys = keys_of.get((line.identifier, line.value), [])
+        for key in keys:
+            found[key][line.identifier].append(line)
+        if not keys:
+            unused.append(line)
+    labels: dict[str, Label] = {}
+    findings = [_unused(unused)] if unused else []
+    for key, by_identifier in found.items():
+        heaviest = next(by_identifier[name] for name in IDENTIFIERS if name in by_identifier)
+        if len({line.label for line in heaviest}) == 1:
+            labels[key] = heaviest[0].label
+        else:
+            findings.append(_conflict(heaviest, case_ids[key]))
+    return labels, tuple(findings)
+
+
+def _label_line(number: int, header: list[str], cells: list[str], name: str) -> LabelLine:
+    where = f"{name} line {number}"
+    if len(cells) != len(header):
+        message = f"the line has {len(cells)} cells, the header has {len(header)}"
+        raise _bad(where, message, "Put cells that hold a comma in quotes; leave empty cells between commas.")
+    row = dict(zip(header, cells, strict=True))
+    if row["label"] not in list(Label):
+        known = nearest(row["label"], list(Label), cutoff=0.3)
+        message = f"the label is neither {' nor '.join(Label)}{known}"
+        raise _bad(f"{where}, column label", message, f"Write {' or '.join(Label)}, or remove the line.")
+    for identifier in IDENTIFIERS:
+        if row.get(identifier):
+            return LabelLine(number, identifier, row[identifier], Label(row["label"]))
+    raise _bad(where, "no cell says whom the label is for", "Fill in one identifier, or remove the line.")
+
+
+def _bad(where: str, message: str, fix: str) -> FindingError:
+    return FindingError(Finding("IMPORT-LABEL-LINE", "error", where, message, fix))
+
+
+def _unused(lines: list[LabelLine]) -> Finding:
+    numbers = ", ".join(str(line.line) for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
+    message = f"{len(lines)} lines name no study of the export: line {numbers}"
+    fix = "Export these studies too, or check how the identifiers are written (leading zeros, blanks)."
+    return Finding("IMPORT-LABEL-UNUSED", "warning", "labels", message, fix)
+
+
+def _conflict(lines: list[LabelLine], case_id: str) -> Finding:
+    told = ", ".join(f"line {line.line} {line.label}" for line in lines)
+    fix = "Keep the line that is right; the study is left out until then."
+    return Finding(
+        "IMPORT-LABEL-CONFLICT", "error", "labels", f"two labels for one study: {told}", fix, case_id
+    )

@@ -1,0 +1,94 @@
+"""Where the lung and infection masks of a case come from: its files, or the segmentation that the site chose.
+
+This is the one place that decides it. Every source has a name with a version, which is kept with the stored
+volume, because ratios of different segmenters are not comparable.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from client import segmentation
+from client.cohort import CohortCase
+from client.findings import Finding, FindingError
+from client.images import check_masks, read_mask
+from client.segmentation import Segmentation, estimate_infection, segment_lungs
+from client.site import SegmentationTable
+
+GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class CaseMasks:
+    """Both masks on the scan's voxel grid: uint8, 0 and 1."""
+
+    lung: sitk.Image
+    infection: sitk.Image
+    findings: tuple[Finding, ...]  # warnings
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """What a case's masks are made from, before the scan is read: part of the key of its stored volume."""
+
+    lung_file: Path | None  # None: by segment_lungs
+    infection_file: Path | None  # None: by estimate_infection
+
+    @property
+    def name(self) -> str:
+        """ "given", or where each of the two comes from."""
+        return _name(self.lung_file is not None, self.infection_file is not None)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The mask files that are read."""
+        return tuple(file for file in (self.lung_file, self.infection_file) if file is not None)
+
+
+def mask_source(case: CohortCase, chosen: SegmentationTable) -> MaskSource:
+    """How the masks of this case will be had. Raises FindingError IMAGE-NO-MASK if they cannot."""
+    if case.lung_mask is None and chosen.lungs == GIVEN:
+        raise _no_mask(case, "lung_mask", 'lungs = "classical"')
+    if case.infection_mask is None and chosen.infection == GIVEN:
+        raise _no_mask(case, "infection_mask", 'infection = "crude"')
+    return MaskSource(case.lung_mask, case.infection_mask)
+
+
+def sources_without_files(chosen: SegmentationTable) -> str:
+    """Where the masks of a case come from that names none, versions included."""
+    return _name(chosen.lungs == GIVEN, chosen.infection == GIVEN)
+
+
+def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMasks:
+    """The masks of one case on the grid of its scan. Raises FindingError with an IMAGE- or SEG- code."""
+    lung = _lung(case, source, ct)
+    infection = _infection(case, source, ct, lung.mask)
+    findings = check_masks(lung.mask, infection.mask, case.case_id)
+    return CaseMasks(lung.mask, infection.mask, (*lung.findings, *infection.findings, *findings))
+
+
+def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image) -> Segmentation:
+    if source.lung_file is None:
+        return segment_lungs(ct, case.case_id)
+    return Segmentation(read_mask(source.lung_file, ct, case.case_id, "lung mask"), GIVEN, ())
+
+
+def _infection(case: CohortCase, source: MaskSource, ct: sitk.Image, lung: sitk.Image) -> Segmentation:
+    if source.infection_file is None:
+        return estimate_infection(ct, lung, case.case_id)
+    return Segmentation(read_mask(source.infection_file, ct, case.case_id, "infection mask"), GIVEN, ())
+
+
+def _name(is_lung_given: bool, is_infection_given: bool) -> str:
+    if is_lung_given and is_infection_given:
+        return GIVEN
+    lungs = GIVEN if is_lung_given else segmentation.LUNGS
+    infection = GIVEN if is_infection_given else segmentation.INFECTION
+    return f"lungs {lungs}, infection {infection}"
+
+
+def _no_mask(case: CohortCase, column: str, setting: str) -> FindingError:
+    where = f"cohort.csv line {case.line}, column {column}"
+    fix = f"Segment the scan and name the file there, or set {setting} under [segmentation] in site.toml."
+    return FindingError(Finding("IMAGE-NO-MASK", "error", where, "no mask is given", fix, case.case_id))

@@ -1,0 +1,132 @@
+"""The whole study on one machine, as a researcher runs it."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Simulate, study_arguments
+
+from dsan_model.sampling import Branch
+from server.ledger import read_ledger
+from server.run_state import is_sealed
+
+COMMAND = (sys.executable, "-c", "from simulation.cli import main; main()", "run")
+
+
+def model_bytes(run_folder: Path) -> dict[str, bytes]:
+    return {branch.value: (run_folder / "model" / f"{branch}.safetensors").read_bytes() for branch in Branch}
+
+
+def results_of(run_folder: Path) -> dict:
+    return json.loads((run_folder / "results.json").read_text())
+
+
+def copied(hospitals: Path, to: Path) -> Path:
+    """The hospitals with their prepared volumes, without what they finished for other studies."""
+    shutil.copytree(hospitals, to, ignore=shutil.ignore_patterns("work", "panels"))
+    return to
+
+
+def test_results_have_every_model_in_both_sets(finished: Path) -> None:
+    rows = {(row["set"], row["model"]) for row in results_of(finished)["table2"]}
+    models = {"RN34 + US", "Attention RN34 + US", "Attention RN34 + SS", "Attention RN34 + DS"}
+    assert rows == {(case_set, model) for case_set in ("validation", "held-out") for model in models}
+
+
+def test_results_count_every_case_once(finished: Path, hospitals: Path) -> None:
+    results = results_of(finished)
+    for site in results["sites"]:
+        listed = (hospitals / site["name"] / "cohort.csv").read_text().splitlines()[1:]
+        assert sum(site["cases"].values()) == len(listed)
+    held_out = next(site for site in results["sites"] if site["role"] == "held-out")
+    row = next(row for row in results["table2"] if row["set"] == "held-out")
+    assert row["n"] == held_out["cases"]
+
+
+def test_ledger_accepts_every_training_site_in_every_round_and_branch(finished: Path) -> None:
+    lines = [line for line in read_ledger(finished) if line["event"] == "round"]
+    assert {line["status"] for line in lines} == {"accepted"}
+    assert len(lines) == 3 * 3 * 3  # sites, rounds, branches
+
+
+def test_drawn_groups_of_size_balanced_sampling_pass_the_chi_square_test(finished: Path) -> None:
+    results = results_of(finished)
+    assert results["sampling_test"][0]["p_value"] > 1e-3
+    assert any(site["p_value"] is not None for site in results["sampling_by_site"])
+
+
+def test_model_package_is_sealed_and_report_is_written(finished: Path) -> None:
+    assert is_sealed(finished / "model")
+    assert "Attention RN34 + DS" in (finished / "report.html").read_text()
+    assert list((finished / "figures" / "panels").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_study_killed_at_random_moments_ends_with_the_same_weights(
+    finished: Path, hospitals: Path, tmp_path: Path
+) -> None:
+    moment = random.Random()
+    command = [*COMMAND, *study_arguments(copied(hospitals, tmp_path / "hospitals"), tmp_path / "killed")]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "prepared" in line:
+                break
+        time.sleep(moment.uniform(0.5, 4.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert model_bytes(tmp_path / "killed") == model_bytes(finished)
+
+
+def test_same_command_again_resumes_and_changes_nothing(
+    finished: Path, hospitals: Path, simulate: Simulate
+) -> None:
+    before = model_bytes(finished)
+    assert simulate("run", *study_arguments(hospitals, finished)) == 0
+    assert model_bytes(finished) == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    finished: Path, hospitals: Path, simulate: Simulate
+) -> None:
+    assert simulate("run", *study_arguments(hospitals, finished), "--rounds", "4") == 78
+
+
+def test_site_without_a_usable_case_pauses_the_study_unless_a_quorum_goes_on(
+    hospitals: Path, tmp_path: Path, simulate: Simulate
+) -> None:
+    broken = copied(hospitals, tmp_path / "hospitals")
+    manifest = broken / "hospital-1" / "cohort.csv"
+    manifest.write_text(manifest.read_text().splitlines()[0] + "\nc1,p1,COVID-19,images/none.nii,,,,,,\n")
+    assert simulate("run", *study_arguments(broken, tmp_path / "paused")) == 70
+    assert not (tmp_path / "paused" / "results.json").exists()
+    assert simulate("run", *study_arguments(broken, tmp_path / "quorum"), "--quorum", "2") == 70
+    results = results_of(tmp_path / "quorum")
+    assert results["complete"] is False
+    missing = {line["site"] for line in read_ledger(tmp_path / "quorum") if line.get("status") == "missing"}
+    assert missing == {"hospital-1"}
+    assert {site["rounds_completed"] for site in results["sites"] if site["name"] != "hospital-1"} == {0, 3}
+
+
+def test_held_out_site_of_one_class_has_no_auc_but_a_specificity(tmp_path: Path, simulate: Simulate) -> None:
+    options = ("--preset", "tiny", "--sites", "3", "--cases", "8", "--held-out-mix", "cap-only")
+    assert simulate("run", *options, "--rounds", "1", "--out", tmp_path / "cap-only") == 0
+    for row in results_of(tmp_path / "cap-only")["table2"]:
+        if row["set"] == "held-out":
+            assert (row["auc"], row["sensitivity"]) == (None, None)
+            assert row["specificity"] is not None
+
+
+def test_volumes_prepared_to_another_grid_are_refused_before_anything_runs(
+    hospitals: Path, tmp_path: Path, simulate: Simulate
+) -> None:
+    assert simulate("run", "--preset", "demo", "--hospitals", hospitals, "--out", tmp_path / "other") == 78
