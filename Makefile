@@ -14,7 +14,7 @@ demo: $(VENV)/.run ## eight synthetic hospitals, the whole federated study, a re
 	@$(BIN)/dsan-simulate run --preset demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## the tests
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q
 
 lint: $(VENV)/.dev ## format, style, types and layering
 	@$(BIN)/ruff format --check .

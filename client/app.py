@@ -105,8 +105,10 @@ def _answer(
     if isinstance(request, Refusal):
         raise ProtocolError("a refusal is not a request")
     progress = ProgressFile(config.progress_file)
-    reply = do(Site(config, _machine(config), progress.report), request)
-    progress.report("idle", 0, 0, None)
+    try:
+        reply = do(Site(config, _machine(config), progress.report), request)
+    finally:
+        progress.report("idle", 0, 0, None)
     return Message(encode(reply), reply_to=message)
 
 

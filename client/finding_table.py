@@ -51,7 +51,7 @@ def findings_text(findings: Iterable[Finding]) -> str:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """65 for bad data, 70 for work that failed, 78 for bad configuration, the gravest of them; 0 without errors."""
+    """0 without errors; else the gravest of 65 (bad data), 70 (work that failed), 78 (bad configuration)."""
     codes = [
         _EXIT_OF.get(finding.code.partition("-")[0], EXIT_BAD_DATA)
         for finding in findings

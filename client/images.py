@@ -56,7 +56,7 @@ def read_ct(
 def audit_ct(
     path: Path, case_id: str | None, max_slice_thickness_mm: float = MAX_SLICE_THICKNESS_MM
 ) -> tuple[Finding, ...]:
-    """What the headers say against a scan, errors first; no pixel is read, so that `read_ct` may find more."""
+    """What the headers say against a scan, errors first; `read_ct`, which reads pixels, may find more."""
     if path.is_dir():
         return audit_dicom_folder(path, case_id, max_slice_thickness_mm)
     try:

@@ -24,6 +24,7 @@ from dsan_model.explain import AttentionScores, attention_of, attention_scores
 from dsan_model.metrics import ScoreCounts, probability_counts, score_counts
 from dsan_model.network import AttentionResNet
 from dsan_model.protocol import (
+    AGES,
     AttentionSums,
     BranchTraining,
     Demographics,
@@ -56,7 +57,6 @@ from dsan_model.training import (
 )
 from dsan_model.weights import FlatWeights, flatten
 
-OLDEST_AGE = 120
 PHASES = ("idle", "describing", "validating", "training", "evaluating", "fitting", "explaining")
 Report = Callable[[str, int, int, Branch | None], None]  # phase, steps done, steps, branch
 
@@ -285,10 +285,10 @@ def _attention_sums(
 def _demographics(label: Label, entries: tuple[PreparedEntry, ...]) -> Demographics:
     chosen = [entry for entry in entries if entry.case.label is label]
     patients = {entry.case.patient_id: entry for entry in chosen}.values()
-    ages = [0] * (OLDEST_AGE + 1)
+    ages = [0] * AGES
     for entry in patients:
         if entry.age is not None:
-            ages[min(OLDEST_AGE, int(entry.age))] += 1
+            ages[min(AGES - 1, int(entry.age))] += 1
     sexes = Counter(entry.sex for entry in patients)
     return Demographics(label, len(chosen), len(patients), tuple(ages), sexes["F"], sexes["M"])
 

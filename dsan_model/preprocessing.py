@@ -244,7 +244,7 @@ def _resample_ct(
     """Windowed and masked volume, slice by slice; of the scan only what the lung needs is touched.
 
     `lung_DHW` is on the prepared grid. With a native mask to average over (antialias), a prepared voxel is
-    the mean of the lung in its reach: at 7 mm a rim of averaged chest wall would hide what lies at the pleura.
+    the mean of the lung in its reach: at 6 mm a rim of averaged chest wall would hide the pleura.
     """
     volume_DHW = np.zeros(lung_DHW.shape, dtype=np.float32)
     if not lung_DHW.any():

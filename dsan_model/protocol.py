@@ -26,6 +26,7 @@ from dsan_model.training import TrainingConfig
 from dsan_model.weights import FlatWeights, Layout
 
 PROTOCOL_VERSION = 1
+AGES = 121  # years 0 to 120 of the histograms of Table I
 BUFFER_BYTES = 64 * 1024 * 1024  # weights travel in buffers of this size: Flower pays for every array
 
 

@@ -36,7 +36,7 @@ class Layout:
         return sum(math.prod(shape) for shape, kind in kinds if kind is is_float)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlatWeights:
     """All parameters and running statistics as float32, all counters as int64."""
 

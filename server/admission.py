@@ -1,13 +1,23 @@
 """What is checked of a site's reply before it may touch the mean: a rejected reply changes nothing."""
 
+import re
 from dataclasses import dataclass
 
 import torch
 
-from dsan_model.cases import SizeGroup
-from dsan_model.protocol import RoundReply, RoundRequest, SiteDescription
+from dsan_model.cases import RATIO_EDGES, Label, SizeGroup
+from dsan_model.protocol import (
+    AGES,
+    EvaluateReply,
+    EvaluateRequest,
+    FitEnsembleReply,
+    RoundReply,
+    RoundRequest,
+    SiteDescription,
+)
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights
+from server.study import SITE_NAME
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,55 @@ def reject_round(
         or _reject_counts(reply, request, enrolled)
         or _reject_weights(reply, request, largest_relative_update)
     )
+
+
+def reject_scores(
+    reply: EvaluateReply, request: EvaluateRequest, enrolled: SiteDescription, n_cases: int
+) -> Rejection | None:
+    """The first reason not to use an evaluation's scores, or None; `n_cases` is how many it must count."""
+    if set(reply.branches) != set(request.weights):
+        found, expected = (", ".join(sorted(names)) or "none" for names in (reply.branches, request.weights))
+        return Rejection("REPLY-BRANCHES", f"scores of {found}; expected {expected}")
+    counted = {branch.value: scores.n_cases for branch, scores in reply.branches.items()}
+    if request.ensemble is not None:
+        counted["dual sampling"] = 0 if reply.dual_sampling is None else reply.dual_sampling.n_cases
+    counted["infection ratio"] = reply.infection_ratio.n_cases
+    return _reject_other(reply.site, enrolled, counted, n_cases)
+
+
+def reject_ensemble_counts(reply: FitEnsembleReply, enrolled: SiteDescription) -> Rejection | None:
+    """The first reason not to add a site's counts to the search for the ensemble weights, or None."""
+    counted = {"ensemble": reply.counts.n_cases, "infection ratio": reply.infection_ratio.n_cases}
+    return _reject_other(reply.site, enrolled, counted, sum(enrolled.validation_groups.values()))
+
+
+def _reject_other(
+    site: str, enrolled: SiteDescription, counted: dict[str, int], n_cases: int
+) -> Rejection | None:
+    if site != enrolled.site:
+        return Rejection("REPLY-SITE", f"{site} answered for {enrolled.site}")
+    for what, n in counted.items():
+        if n != n_cases:
+            return Rejection("REPLY-CASES", f"{what}: {n} cases counted, enrolled {n_cases}")
+    return None
+
+
+def reject_description(description: SiteDescription) -> Rejection | None:
+    """The first reason not to enrol a site that describes itself like this, or None."""
+    if not re.fullmatch(SITE_NAME, description.site):
+        return Rejection("SITE-NAME", "a site's name is 1 to 32 letters, digits and hyphens")
+    for groups in (description.training_groups, description.validation_groups):
+        if set(groups) != set(SizeGroup) or min(groups.values()) < 0:
+            return Rejection("SITE-COUNTS", "not a count of each size group")
+    if set(description.ratio_histogram) != set(Label) or any(
+        len(bins) != len(RATIO_EDGES) - 1 for bins in description.ratio_histogram.values()
+    ):
+        return Rejection("SITE-COUNTS", "the histogram of infection ratios has other classes or bins")
+    if [row.label for row in description.demographics] != list(Label) or any(
+        len(row.ages) != AGES for row in description.demographics
+    ):
+        return Rejection("SITE-COUNTS", f"demographics are not {AGES} ages of each class")
+    return None
 
 
 def relative_update(weights: FlatWeights, incoming: FlatWeights) -> float:

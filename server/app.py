@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.enrolment import enrol
+from server.enrolment import Enrolled, enrol
 from server.ensemble_fit import fit
 from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
@@ -59,7 +59,7 @@ def run_study(grid: Grid, run_folder: Path) -> None:
     append_event(run_folder, "started", study.name)
     try:
         enrolled = enrol(exchange, study, run_folder)
-        _require_training_sites(len(enrolled.training))
+        _require_training_cases(enrolled)
         state = train(exchange, study, enrolled, run_folder)
         state = validate_newest(exchange, study, enrolled, state)
         selection = select(state)
@@ -76,6 +76,10 @@ def run_study(grid: Grid, run_folder: Path) -> None:
     append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
 
 
-def _require_training_sites(n_sites: int) -> None:
-    if n_sites == 0:
-        raise StudyPausedError("no training site can take part; `dsan-server status` says why for each")
+def _require_training_cases(enrolled: Enrolled) -> None:
+    if not any(enrolled.training_groups().values()):
+        reasons = "; ".join(f"{site}: {failure.code}" for site, failure in sorted(enrolled.failures.items()))
+        raise StudyPausedError(
+            f"no training site has a case to train on ({reasons or 'no site is connected'}). Mend the sites "
+            "and resume the study"
+        )

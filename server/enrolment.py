@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from dsan_model.cases import SizeGroup
 from dsan_model.protocol import DescribeRequest, SiteDescription
+from server.admission import reject_description
 from server.exchange import Exchange, Failure, Outcome
 from server.run_state import write_atomically
 from server.study import StudyConfig
@@ -87,6 +88,9 @@ def _take(
     answer = outcome.answer
     if isinstance(answer, Failure):
         enrolled.failures[answer.site or outcome.site] = answer
+    elif (rejection := reject_description(answer)) is not None:
+        name = outcome.site if rejection.code == "SITE-NAME" else answer.site
+        enrolled.failures[name] = Failure(rejection.code, rejection.message)
     elif named and answer.site not in named:
         log.info("%s is connected and not part of this study", answer.site)
     elif answer.site in enrolled.descriptions:

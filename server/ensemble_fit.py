@@ -15,8 +15,9 @@ from dsan_model.metrics import ScoreCounts
 from dsan_model.protocol import FitEnsembleReply, FitEnsembleRequest
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights
+from server.admission import reject_ensemble_counts
 from server.enrolment import Enrolled
-from server.exchange import Exchange, Failure
+from server.exchange import Exchange, Failure, Outcome
 from server.study import StudyConfig
 
 log = logging.getLogger("dsan.server")
@@ -48,12 +49,20 @@ def fit(
     ratio: dict[str, ScoreCounts] = {}
     failures: dict[str, Failure] = {}
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), FitEnsembleReply):
-        if isinstance(outcome.answer, Failure):
-            failures[outcome.site] = outcome.answer
-            log.warning("%s is not in the ensemble fit: %s", outcome.site, outcome.answer.code)
+        answer = _admitted(outcome, enrolled)
+        if isinstance(answer, Failure):
+            failures[outcome.site] = answer
+            log.warning("%s is not in the ensemble fit: %s", outcome.site, answer.code)
         else:
-            counts[outcome.site] = outcome.answer.counts
-            ratio[outcome.site] = outcome.answer.infection_ratio
+            counts[outcome.site] = answer.counts
+            ratio[outcome.site] = answer.infection_ratio
     found = fit_ensemble(sum(counts.values(), EnsembleCounts.empty()))
     log.info("ensemble: w inside the band %.2f, outside %.2f", found.w_inside, found.w_outside)
     return FittedEnsemble(found, site_bootstrap(list(counts.values()), study.seed), counts, ratio, failures)
+
+
+def _admitted(outcome: Outcome[FitEnsembleReply], enrolled: Enrolled) -> FitEnsembleReply | Failure:
+    if isinstance(outcome.answer, Failure):
+        return outcome.answer
+    rejection = reject_ensemble_counts(outcome.answer, enrolled.training[outcome.site])
+    return outcome.answer if rejection is None else Failure(rejection.code, rejection.message)

@@ -12,11 +12,13 @@ from dsan_model.protocol import (
     EvaluateRequest,
     ExplainReply,
     ExplainRequest,
+    SiteDescription,
 )
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights
+from server.admission import reject_scores
 from server.enrolment import Enrolled
-from server.exchange import Exchange, Failure
+from server.exchange import Exchange, Failure, Outcome
 from server.study import StudyConfig
 
 PANELS_A_SITE = 3  # one for each group of Table III, as Fig. 5 has them
@@ -43,12 +45,25 @@ def evaluate_held_out(
     request = EvaluateRequest(study.terms(), CaseSet.HELD_OUT, ensemble, models)
     held_out = HeldOut({}, {s: f for s, f in enrolled.failures.items() if s in study.sites.held_out})
     for outcome in exchange.ask(dict.fromkeys(enrolled.held_out, request), EvaluateReply):
-        if isinstance(outcome.answer, Failure):
-            held_out.failures[outcome.site] = outcome.answer
-            log.warning("%s did not evaluate: %s", outcome.site, outcome.answer.code)
+        description = enrolled.held_out[outcome.site]
+        n_cases = sum(row.images for row in description.demographics)
+        answer = admitted_scores(outcome, request, description, n_cases)
+        if isinstance(answer, Failure):
+            held_out.failures[outcome.site] = answer
+            log.warning("%s did not evaluate: %s", outcome.site, answer.code)
         else:
-            held_out.replies[outcome.site] = outcome.answer
+            held_out.replies[outcome.site] = answer
     return held_out
+
+
+def admitted_scores(
+    outcome: Outcome[EvaluateReply], request: EvaluateRequest, enrolled: SiteDescription, n_cases: int
+) -> EvaluateReply | Failure:
+    """The scores of an evaluation if they may be used, else why not."""
+    if isinstance(outcome.answer, Failure):
+        return outcome.answer
+    rejection = reject_scores(outcome.answer, request, enrolled, n_cases)
+    return outcome.answer if rejection is None else Failure(rejection.code, rejection.message)
 
 
 def explain(

@@ -21,6 +21,7 @@ from server.admission import Rejection, reject_round, relative_update
 from server.aggregation import RunningMean
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure, Outcome
+from server.held_out import admitted_scores
 from server.ledger import LedgerEntry, Status, append_event, append_round
 from server.run_state import (
     RoundRecord,
@@ -66,10 +67,13 @@ def validate_newest(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, 
     request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, state.weights)
     counts: SiteCounts = {}
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), EvaluateReply):
-        if isinstance(outcome.answer, Failure):
-            log.warning("%s did not validate the last round: %s", outcome.site, outcome.answer.code)
+        description = enrolled.training[outcome.site]
+        n_cases = sum(description.validation_groups.values())
+        answer = admitted_scores(outcome, request, description, n_cases)
+        if isinstance(answer, Failure):
+            log.warning("%s did not validate the last round: %s", outcome.site, answer.code)
         else:
-            counts[outcome.site] = outcome.answer.branches
+            counts[outcome.site] = answer.branches
     return state.validated(counts)
 
 

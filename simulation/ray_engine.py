@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
+from flwr.supercore.telemetry import EventType
 
 from client.app import SITES_VARIABLE
 from client.app import app as client_app
@@ -23,10 +24,9 @@ def run_on_ray(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -
         )
     os.environ[SITES_VARIABLE] = os.pathsep.join(map(str, site_configs))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from flwr.simulation.run_simulation import (
-        EventType,
-        _run_simulation,
-    )  # public `run_simulation`: no run config
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's coming default; without it, it warns
+    # needs Ray, which is an extra; a private name, because the public one gives an empty run configuration
+    from flwr.simulation.run_simulation import _run_simulation
 
     _run_simulation(
         num_supernodes=len(site_configs),

@@ -19,9 +19,16 @@ def _load(name: str) -> ModuleType:
 
 
 _FACTORY = _load("dicom_factory")
+_COHORTS = _load("cohort_factory")
 
 
 @pytest.fixture
 def dicom_factory() -> ModuleType:
     """Generators of good and bad DICOM series."""
     return _FACTORY
+
+
+@pytest.fixture
+def cohort_factory() -> ModuleType:
+    """Small hospitals on disk, and model packages to go with them."""
+    return _COHORTS
