@@ -3,6 +3,7 @@
 Axis letters: B batch, C channel, D H W the input grid, d h w the feature grid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +108,27 @@ def draw_panel(panel: Panel, path: Path) -> None:
     figure.savefig(path, dpi=110, facecolor="black", metadata={"Software": None})
 
 
-def _axial(panel: Panel):  # type: ignore[no-untyped-def]
+def _axial(panel: Panel) -> Callable[[Volume | Mask], Volume | Mask]:
     z = int(_weight(panel).sum(axis=(1, 2)).argmax())
-    return lambda array: array[z]
+    _, rows, columns = _around_lungs(panel)
+    return lambda array: array[z, rows, columns]
 
 
-def _coronal(panel: Panel):  # type: ignore[no-untyped-def]
+def _coronal(panel: Panel) -> Callable[[Volume | Mask], Volume | Mask]:
     y = int(_weight(panel).sum(axis=(0, 2)).argmax())
-    return lambda array: array[::-1, y]  # the arrays start at the feet
+    slices, _, columns = _around_lungs(panel)
+    return lambda array: array[slices, y, columns][::-1]  # the arrays start at the feet
+
+
+def _around_lungs(panel: Panel) -> tuple[slice, slice, slice]:
+    """The box of the lungs and a twelfth of the volume around it: a prepared volume is mostly padding."""
+    if not panel.lung_DHW.any():
+        return slice(None), slice(None), slice(None)
+    box = []
+    for axis, n in enumerate(panel.lung_DHW.shape):
+        used = np.flatnonzero(panel.lung_DHW.any(axis=tuple({0, 1, 2} - {axis})))
+        box.append(slice(max(0, int(used[0]) - n // 12), int(used[-1]) + 1 + n // 12))
+    return box[0], box[1], box[2]
 
 
 def _weight(panel: Panel) -> Mask:

@@ -34,7 +34,7 @@ class TrainingConfig:
     batch_size: int = 20
     local_epochs: int = 1
     attention_weight: float = 0.5  # lambda of Eq. 4
-    flips: bool = False  # mirror every other drawn case, left to right; not in the paper
+    flips: bool = False  # mirror drawn cases at random; not in the paper
 
 
 class Sample(NamedTuple):
@@ -123,16 +123,14 @@ def batches(
 
 
 def randomly_flipped(epoch_batches: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
-    """Each case mirrored left to right with probability one half, volume and mask alike."""
-    for batch in epoch_batches:
-        is_flipped = torch.from_numpy(generator.random(len(batch.label_B)) < 0.5).to(batch.label_B.device)
-        volume = torch.where(
-            is_flipped[:, None, None, None, None], batch.volume_B1DHW.flip(4), batch.volume_B1DHW
-        )
-        infection = torch.where(
-            is_flipped[:, None, None, None], batch.infection_BDHW.flip(3), batch.infection_BDHW
-        )
-        yield Batch(volume.contiguous(memory_format=torch.channels_last_3d), batch.label_B, infection)
+    """Each case mirrored along each of its three axes with probability one half, volume and mask alike."""
+    for volume_B1DHW, label_B, infection_BDHW in epoch_batches:
+        for axis in (1, 2, 3):
+            is_flipped_B = torch.from_numpy(generator.random(len(label_B)) < 0.5).to(label_B.device)
+            is_flipped = is_flipped_B[:, None, None, None]
+            infection_BDHW = torch.where(is_flipped, infection_BDHW.flip(axis), infection_BDHW)
+            volume_B1DHW = torch.where(is_flipped[:, None], volume_B1DHW.flip(axis + 1), volume_B1DHW)
+        yield Batch(volume_B1DHW.contiguous(memory_format=torch.channels_last_3d), label_B, infection_BDHW)
 
 
 def train_epoch(

@@ -30,7 +30,7 @@ from simulation.real_hospitals import write_real_hospitals
 DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION = 0, 65, 69, 70, 78
 
 NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
-CASES_A_SITE = {"demo": 96, "tiny": 10, "full": 60}
+CASES_A_SITE = {"demo": 108, "tiny": 10, "full": 60}
 
 log = logging.getLogger("dsan.simulation")
 

@@ -30,8 +30,8 @@ MIN_LESION_VOXELS = 4
 # those of Table III, the one of CAP at 0.001 makes its weight in size-balanced sampling about 1.5 (III-C);
 # the ends are ours.
 RATIO_QUANTILES = {
-    Label.COVID: ((0.0, 151 / 1094, 469 / 1094, 1.0), (0.0005, *TABLE3_BOUNDS, 0.35)),
-    Label.CAP: ((0.0, 0.6, 838 / 1092, 1021 / 1092, 1.0), (0.0001, LARGE_CAP_ABOVE, *TABLE3_BOUNDS, 0.25)),
+    Label.COVID: ((0.0, 151 / 1094, 469 / 1094, 1.0), (0.0001, *TABLE3_BOUNDS, 0.30)),
+    Label.CAP: ((0.0, 0.6, 838 / 1092, 1021 / 1092, 1.0), (0.0001, LARGE_CAP_ABOVE, *TABLE3_BOUNDS, 0.30)),
 }
 
 
@@ -507,7 +507,7 @@ class _Pattern:
 
 def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
     """Multifocal, peripheral ground glass in several lobes; now and then single, or consolidated."""
-    is_single, is_consolidated = rng.uniform() < 0.10, rng.uniform() < 0.10
+    is_single, is_consolidated = rng.uniform() < 0.10, rng.uniform() < 0.06
     most = 2 + int(12 * np.sqrt(infection_ratio / 0.1))
     return _Pattern(
         n_foci=1 if is_single else int(rng.integers(2, min(most, 14) + 1)),
@@ -516,7 +516,7 @@ def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
         dependent=float(rng.uniform(0.3, 1.0)),
         roughness=float(rng.uniform(0.25, 0.5)),
         consolidated=float(rng.uniform(0.2, 0.7)) if is_consolidated else 0.0,
-        ground_glass_hu=float(rng.uniform(-600, -380)),
+        ground_glass_hu=float(rng.uniform(-620, -420)),
         consolidation_hu=float(rng.uniform(-180, 0)),
         has_bronchograms=False,
     )
@@ -524,7 +524,7 @@ def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
 
 def _draw_cap(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
     """Consolidation of one lobe or segment with air bronchograms, some with a halo; now and then patchy."""
-    is_patchy, has_halo = rng.uniform() < 0.08, rng.uniform() < 0.25
+    is_patchy, has_halo = rng.uniform() < 0.06, rng.uniform() < 0.2
     n_lobes = 2 if rng.uniform() < 0.12 else 1
     lobes = rng.choice(len(LOBES), n_lobes, replace=False, p=(0.18, 0.12, 0.30, 0.15, 0.25))
     return _Pattern(

@@ -105,7 +105,7 @@ def a_panel() -> Panel:
     block = (slice(15, 19), slice(2, 6), slice(3, 8))
     ct_DHW = np.full(shape_DHW, 0.3, np.float32)
     lung_DHW, infection_DHW = np.zeros(shape_DHW, bool), np.zeros(shape_DHW, bool)
-    lung_DHW[2:, 1:-1, 1:-1] = True
+    lung_DHW[1:, 1:-1, 1:-1] = True
     infection_DHW[block] = True
     ct_DHW[block] = 1.0
     maps = {"Attention RN34 + US": infection_DHW.astype(np.float32)}

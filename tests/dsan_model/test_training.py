@@ -1,6 +1,7 @@
 """Training and prediction at a site (III-D, IV-C); federated training held against pooled training."""
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -282,20 +283,20 @@ def test_batches_stack_float16_volumes_as_float32_with_a_channel() -> None:
     assert last.label_B.tolist() == [0.0]
 
 
-def test_flipping_mirrors_every_other_case_left_to_right_with_its_mask_and_nothing_else() -> None:
+def test_flipping_mirrors_along_every_axis_half_of_the_time_and_the_mask_alike() -> None:
     samples = samples_of([1, 0] * 20)
     flipped = list(randomly_flipped(batches_of(samples, 7), np.random.default_rng(0)))
     assert torch.cat([batch.label_B for batch in flipped]).tolist() == [1.0, 0.0] * 20
     volumes = torch.cat([batch.volume_B1DHW for batch in flipped])[:, 0]
     infections = torch.cat([batch.infection_BDHW for batch in flipped])
-    n_flipped = 0
+    subsets = [axes for n in range(4) for axes in combinations((0, 1, 2), n)]
+    n_flipped = dict.fromkeys((0, 1, 2), 0)
     for sample, volume_DHW, infection_DHW in zip(samples, volumes, infections, strict=True):
-        is_flipped = not torch.equal(volume_DHW, sample.volume_DHW.float())
-        axes = [2] if is_flipped else []
-        assert torch.equal(volume_DHW, sample.volume_DHW.float().flip(axes))
-        assert torch.equal(infection_DHW, sample.infection_DHW.flip(axes))
-        n_flipped += is_flipped
-    assert 10 <= n_flipped <= 30
+        (found,) = [a for a in subsets if torch.equal(volume_DHW, sample.volume_DHW.float().flip(a))]
+        assert torch.equal(infection_DHW, sample.infection_DHW.flip(found))
+        for axis in found:
+            n_flipped[axis] += 1
+    assert all(10 <= n <= 30 for n in n_flipped.values())
 
 
 def test_flips_follow_from_the_generator_alone() -> None:
