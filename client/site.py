@@ -56,7 +56,7 @@ class SiteConfig(_Table):
     """
 
     home: Path
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", max_length=32)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=32)]
     cohort: Annotated[str, Field(min_length=1)] = "cohort.csv"
     store: Annotated[str, Field(min_length=1)] = "store"
     recipe: RecipeTable = RecipeTable()

@@ -187,11 +187,11 @@ def _train(
             drawn_batches = randomly_flipped(drawn_batches, generator)
         steps = -(-len(order) // config.batch_size)
         results.append(_epoch(site, branch, network, optimiser, drawn_batches, steps, config))
-    work.keep_optimiser_state(request.round, optimiser_tensors(optimiser))
     groups = group_counts([samples.cases[i].size_group for i in drawn.elements()])
     last = results[-1]
     if not np.isfinite(last.classification_loss):
         raise RefusedError("TRAINING-DIVERGED", f"{branch}: the loss is {last.classification_loss}")
+    work.keep_optimiser_state(request.round, optimiser_tensors(optimiser))
     training = BranchTraining(
         cases=sum(result.cases for result in results),
         steps=sum(result.steps for result in results),

@@ -1,6 +1,6 @@
 """A network's weights as two flat vectors: what travels, what is averaged, what is stored.
 
-A state dict of 165 tensors is slow to move and to average; one vector of floats and one of counters are not.
+A state dict of 218 tensors is slow to move and to average; one vector of floats and one of counters are not.
 """
 
 import hashlib

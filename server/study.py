@@ -149,7 +149,7 @@ def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
 PRESETS: dict[str, dict[str, object]] = {
     "full": {},
     "demo": {
-        "rounds": 26,
+        "rounds": 24,
         "input": {"shape_dhw": [32, 64, 64], "antialias": True},
         "network": {
             "blocks": [1, 1, 1, 1],
@@ -158,7 +158,7 @@ PRESETS: dict[str, dict[str, object]] = {
             "stem_pool": False,
             "standardise_input": True,
         },
-        "training": {"learning_rate": 5e-3, "decay_every_epochs": 10, "flips": True},
+        "training": {"learning_rate": 5e-3, "decay_every_epochs": 16, "flips": True},
     },
     "tiny": {
         "rounds": 2,

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-EXIT_BAD_DATA, EXIT_INCOMPLETE, EXIT_BAD_CONFIGURATION = 65, 70, 78
 STARTED = time.monotonic()
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -56,9 +55,9 @@ def run(
     preset: Annotated[Preset, typer.Option(help="demo: two CPU cores; full: the paper.")] = Preset.DEMO,
     sites: Annotated[int, typer.Option(min=2, help="Number of hospitals to write.")] = 8,
     cases: Annotated[int | None, typer.Option(min=4, help="Scans of a hospital, on average.")] = None,
-    held_out: Annotated[str, typer.Option(help="Names of held-out hospitals, by comma (default: the last one).")] = "",
+    held_out: Annotated[str, typer.Option(help="Held-out hospitals, by comma (default: the last).")] = "",
     held_out_mix: Annotated[HeldOutMix, typer.Option(help="Classes of the held-out one.")] = HeldOutMix.MIXED,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Federated rounds (default: the preset's).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds (default: the preset's).")] = None,
     engine: Annotated[EngineName, typer.Option(help="How messages travel.")] = EngineName.INPROCESS,
     seed: Seed = 0,
     baseline: Annotated[bool, typer.Option("--baseline", help="Train RN34 + US too.")] = False,

@@ -89,7 +89,7 @@ def hospitals_command(options: HospitalOptions) -> int:
     try:
         study = _study(options.preset, "hospitals", options.seed)
         sites = _write_hospitals(options, study)
-    except (ConfigurationError, FileExistsError) as error:
+    except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
     sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
     sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")
@@ -151,13 +151,16 @@ def _hospitals(options: RunOptions, run_folder: Path) -> dict[str, Path]:
 
 
 def _write_hospitals(options: HospitalOptions, study: StudyConfig) -> tuple[Path, ...]:
-    plans = plan_hospitals(
-        options.n_sites,
-        options.cases,
-        options.seed,
-        held_out_mix=options.held_out_mix,
-        file_format=options.file_format,
-    )
+    try:
+        plans = plan_hospitals(
+            options.n_sites,
+            options.cases,
+            options.seed,
+            held_out_mix=options.held_out_mix,
+            file_format=options.file_format,
+        )
+    except ValueError as error:
+        raise StudyMismatchError(f"the hospitals cannot be planned: {error}") from None
     last = [time.monotonic()]
 
     def tell(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The study on a real SuperLink and one real SuperNode for each site, all on loopback, started and stopped here.
+"""The study on a real SuperLink and a real SuperNode for each site on loopback, started and stopped here.
 
 For trying the real transport on one machine. Nothing is encrypted: it listens on 127.0.0.1 alone.
 """
@@ -92,7 +92,8 @@ def _submit(folder: Path, port: int, run_folder: Path) -> None:
     home = folder / "operator"
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        '[superlink]\ndefault = "local"\n\n[superlink.local]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     bundle = write_bundle(folder / "dsan-federated")
     command = [_program("flwr"), "run", str(bundle), "local", "--format", "json"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -61,7 +61,11 @@ class InProcessGrid(Grid):
     """
 
     def __init__(self, app: ClientApp, site_configs: tuple[Path, ...], pool: ThreadPoolExecutor) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 0  # `Message` asks for them
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
+            1,
+            RUN_ID,
+            0,
+        )  # `Message` asks for them
         self._app = app
         self._pool = pool
         self._contexts = {

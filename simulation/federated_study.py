@@ -19,6 +19,7 @@ from server.results import RESULTS, read_results
 from server.run_state import write_atomically
 from server.study import StudyConfig, read_study
 from simulation.engines import Engine, run_study_on
+from simulation.hospitals import PLAN_MARKER
 
 log = logging.getLogger("dsan.simulation")
 
@@ -68,14 +69,17 @@ def find_hospitals(folder: Path) -> dict[str, Path]:
 def write_study(run_folder: Path, study: StudyConfig) -> None:
     """Put study.toml into the run folder, or check that the study there is the same one."""
     path = run_folder / "study.toml"
-    if path.exists():
-        if read_study(path) != study:
-            raise StudyMismatchError(
-                f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
-            )
-        return
+    if path.exists() and not _is_same_study(read_study(path), study):
+        raise StudyMismatchError(
+            f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
+        )
     run_folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _toml(study.model_dump(mode="json")).encode())
+
+
+def _is_same_study(there: StudyConfig, here: StudyConfig) -> bool:
+    """Whether a run can be resumed with these settings; how long and for whom it waits may change."""
+    return there.model_copy(update={"participation": here.participation}) == here
 
 
 def prepare_hospitals(sites: dict[str, Path], study: StudyConfig, workers: int) -> Prepared:
@@ -114,7 +118,7 @@ def run_prepared(
         results = read_results(run_folder)
         if results is None:
             raise StudyMismatchError(f"{run_folder}: the study ended without {RESULTS}: see study.log there")
-        results = _add_timing(run_folder, results, stopwatch)
+        results = _add_timing(run_folder, results, prepared.sites, stopwatch)
     with stopwatch.phase("report"):
         write_report(run_folder)
     return results
@@ -142,10 +146,13 @@ def peak_memory_bytes() -> int:
     return max(usages) * 1024
 
 
-def _add_timing(run_folder: Path, results: dict[str, Any], stopwatch: Stopwatch) -> dict[str, Any]:
+def _add_timing(
+    run_folder: Path, results: dict[str, Any], sites: dict[str, Path], stopwatch: Stopwatch
+) -> dict[str, Any]:
     phases = [{"name": name, "seconds": seconds} for name, seconds in stopwatch.phases.items()]
     timing = results["timing"] | {"phases": phases, "peak_memory_bytes": peak_memory_bytes()}
-    study = results["study"] | {"synthetic": (run_folder / "hospitals").exists()}
+    synthetic = all((config.parent / PLAN_MARKER).exists() for config in sites.values())
+    study = results["study"] | {"synthetic": synthetic}
     results = results | {"timing": timing, "study": study}
     write_atomically(run_folder / RESULTS, json.dumps(results, indent=1).encode())
     return results

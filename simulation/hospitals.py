@@ -31,6 +31,7 @@ from simulation.phantoms import SCANNERS, PhantomPlan, Scanner, infection_ratio_
 FileFormat = Literal["nifti", "dicom"]
 
 RESCALE_INTERCEPT_HU = -1024
+PLAN_MARKER = ".plan"  # in the folder of every hospital that was written by program
 FIRST_SCAN, HELD_OUT_FIRST_SCAN = date(2020, 1, 20), date(2020, 3, 1)  # IV-A splits by date
 
 
@@ -294,7 +295,7 @@ def _draw_ratios(n: int, label: Label, rng: np.random.Generator) -> list[float]:
 
 def _claim(folder: Path, cases: Sequence[SyntheticCase], recipe: Recipe) -> None:
     """Make the folder, or take up the work of a call with the same arguments; FileExistsError otherwise."""
-    marker = folder / ".plan"
+    marker = folder / PLAN_MARKER
     content = repr([replace(case, hospital=Path()) for case in cases]) + recipe.digest
     digest = hashlib.sha256(content.encode()).hexdigest()
     is_taken = folder.exists() and any(path.name[0] != "." for path in folder.iterdir())

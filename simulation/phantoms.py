@@ -507,7 +507,7 @@ class _Pattern:
 
 def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
     """Multifocal, peripheral ground glass in several lobes; now and then single, or consolidated."""
-    is_single, is_consolidated = rng.uniform() < 0.10, rng.uniform() < 0.06
+    is_single, is_consolidated = rng.uniform() < 0.10, rng.uniform() < 0.04
     most = 2 + int(12 * np.sqrt(infection_ratio / 0.1))
     return _Pattern(
         n_foci=1 if is_single else int(rng.integers(2, min(most, 14) + 1)),
@@ -516,7 +516,7 @@ def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
         dependent=float(rng.uniform(0.3, 1.0)),
         roughness=float(rng.uniform(0.25, 0.5)),
         consolidated=float(rng.uniform(0.2, 0.7)) if is_consolidated else 0.0,
-        ground_glass_hu=float(rng.uniform(-620, -420)),
+        ground_glass_hu=float(rng.uniform(-590, -450)),
         consolidation_hu=float(rng.uniform(-180, 0)),
         has_bronchograms=False,
     )
@@ -524,7 +524,7 @@ def _draw_covid(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
 
 def _draw_cap(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
     """Consolidation of one lobe or segment with air bronchograms, some with a halo; now and then patchy."""
-    is_patchy, has_halo = rng.uniform() < 0.06, rng.uniform() < 0.2
+    is_patchy, has_halo = rng.uniform() < 0.04, rng.uniform() < 0.1
     n_lobes = 2 if rng.uniform() < 0.12 else 1
     lobes = rng.choice(len(LOBES), n_lobes, replace=False, p=(0.18, 0.12, 0.30, 0.15, 0.25))
     return _Pattern(
@@ -535,7 +535,7 @@ def _draw_cap(infection_ratio: float, rng: np.random.Generator) -> _Pattern:
         roughness=float(rng.uniform(0.15, 0.4)),
         consolidated=(0.0 if is_patchy else 1.0) if not has_halo else float(rng.uniform(0.4, 0.8)),
         ground_glass_hu=float(rng.uniform(-600, -350)),
-        consolidation_hu=float(rng.uniform(-120, 50)),
+        consolidation_hu=float(rng.uniform(-60, 60)),
         has_bronchograms=infection_ratio > 0.003,
     )
 
@@ -597,7 +597,7 @@ def _paint_lesion(chest: _Chest, pattern: _Pattern, rank: npt.NDArray[np.intp], 
     is_consolidated = from_rim >= 1 - pattern.consolidated
     texture = chest.lung.texture_n[rank]
     lesion = np.where(
-        is_consolidated, pattern.consolidation_hu + 15 * texture, pattern.ground_glass_hu + 55 * texture
+        is_consolidated, pattern.consolidation_hu + 15 * texture, pattern.ground_glass_hu + 30 * texture
     )
     strength = np.where(is_consolidated, 1.0, 0.6 + 0.4 * np.minimum(3 * from_rim, 1))
     strength *= 0.5 + 0.5 * volume_mm3 / (volume_mm3 + 1500)

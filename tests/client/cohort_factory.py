@@ -72,7 +72,10 @@ def write_hospital(folder: Path) -> SiteConfig:
 
 
 def write_package(
-    folder: Path, branches: tuple[Branch, ...] = tuple(Branch), network: NetworkConfig = NETWORK, **changes: object
+    folder: Path,
+    branches: tuple[Branch, ...] = tuple(Branch),
+    network: NetworkConfig = NETWORK,
+    **changes: object,
 ) -> Path:
     """A model package with random weights; `changes` replace keys of model.json before it is sealed."""
     folder.mkdir(parents=True)

@@ -63,7 +63,9 @@ def test_another_preparation_is_noticed(name: str, monkeypatch: pytest.MonkeyPat
     assert {(finding.code, finding.severity) for finding in findings} == {("GOLDEN-MISMATCH", "error")}
 
 
-@pytest.mark.parametrize("layer", ["conv1.weight", "layer2.0.bn1.running_mean", "layer4.0.conv2.weight", "fc.weight"])
+@pytest.mark.parametrize(
+    "layer", ["conv1.weight", "layer2.0.bn1.running_mean", "layer4.0.conv2.weight", "fc.weight"]
+)
 def test_another_network_is_noticed(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = golden_case.golden_state()
     state[layer] = state[layer] * 1.1 + 0.01

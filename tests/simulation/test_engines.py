@@ -8,9 +8,9 @@ from conftest import Simulate, study_arguments
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from test_federated_study import copied, model_bytes
 
 from simulation.engines import InProcessGrid
-from test_federated_study import copied, model_bytes
 
 
 def echo_app() -> ClientApp:

@@ -1,0 +1,197 @@
+"""dsan-client: one hospital's part of a federated study, and one scan to a diagnosis."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.finding_table import EXIT_BAD_DATA, exit_code, findings_text
+from client.findings import FindingError
+
+# Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
+
+STARTED = time.monotonic()
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Device(StrEnum):
+    """What networks run on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class PrecisionName(StrEnum):
+    """What the convolutions of a network are computed in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+Config = Annotated[Path, typer.Option(help="The site's settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes; 0: one for each core (default: site.toml's).")
+]
+
+
+@app.command()
+def check(config: Config = Path("site.toml"), as_json: AsJson = False) -> None:
+    """Audit machine, settings and cohort, and compute the golden case; nothing is written.
+
+    Exit code: 0 fit to prepare, 65 a case is unusable, 70 the golden case comes out wrong, 78 the
+    configuration or the computer must be changed.
+
+    Example: dsan-client check --config hospital/site.toml
+    """
+    with _coded_exit():
+        from client.check import check_site
+        from client.check_report import check_json, check_text
+        from client.site import read_site
+        from client.terminal import progress_shown
+
+        site = read_site(config)
+        with progress_shown("checking cases") as (progress,):
+            result = check_site(site, progress)
+        _print(json.dumps(check_json(result), indent=1) if as_json else check_text(result, config))
+        raise typer.Exit(exit_code(result.findings))
+
+
+@app.command()
+def prepare(config: Config = Path("site.toml"), workers: Workers = None) -> None:
+    """Prepare every case of the cohort, and draw the page on which to look at them.
+
+    What was prepared before is found again; a run that was ended goes on where it was. Bad cases are left
+    out, the others go on. Exit code: 0 all cases are prepared, 65 some were left out, 70 the work could not
+    be ended (a full disk), 78 bad configuration.
+
+    Example: dsan-client prepare --config hospital/site.toml --workers 8
+    """
+    with _coded_exit():
+        from client.preparation import prepare_cohort
+        from client.preparation_report import preparation_text
+        from client.qc_page import write_qc_page
+        from client.site import read_site
+        from client.terminal import progress_shown
+
+        site = read_site(config)
+        with progress_shown("preparing cases") as (progress,):
+            result = prepare_cohort(site, workers, progress)
+        page = write_qc_page(site, result)
+        _print(preparation_text(result, page, config))
+        raise typer.Exit(EXIT_BAD_DATA if result.n_left_out else 0)
+
+
+@app.command(name="import")
+def import_(
+    dicom_root: Annotated[Path, typer.Argument(help="The export: folders of any shape.", show_default=False)],
+    labels: Annotated[
+        Path, typer.Option(help="CSV: label, and study_uid, accession or patient_id.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The site's folder; a second export is added.")] = Path(
+        "hospital"
+    ),
+    name: Annotated[str, typer.Option(help="Name of the site, for a new site.toml.")] = "my-hospital",
+    segment: Annotated[
+        bool, typer.Option("--segment", help="Let a new site.toml ask for the built-in segmentation.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+) -> None:
+    """Turn a PACS export into a cohort under pseudonyms: one series a study, chosen by written rules.
+
+    The export is only read; its files are linked, or copied where that is not possible. The key of the
+    pseudonyms is made once, in OUT/pseudonym.key, and stays there. Exit code: 0 every labelled study is a
+    case, 65 some are not, 78 bad configuration.
+
+    Example: dsan-client import /data/export --labels labels.csv --out hospital --segment
+    """
+    with _coded_exit():
+        from client.import_report import import_text
+        from client.pacs_export import ImportRequest, import_export
+        from client.terminal import progress_shown
+
+        request = ImportRequest(dicom_root, labels, out, name, segment, workers)
+        with progress_shown("reading files of the export", "choosing series of studies") as (
+            scanning,
+            choosing,
+        ):
+            result = import_export(request, scanning, choosing)
+        _print(import_text(result, request))
+        raise typer.Exit(exit_code(result.findings))
+
+
+@app.command()
+def diagnose(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...", help="DICOM folders, NIfTI, NRRD or MetaImage files.", show_default=False
+        ),
+    ],
+    model: Annotated[Path, typer.Option(help="A model package, as runs/NAME/model.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write to; one below it for each of several inputs.")],
+    lung_mask: Annotated[Path | None, typer.Option(help="Lungs (default: segmented here).")] = None,
+    infection_mask: Annotated[
+        Path | None, typer.Option(help="Infection (default: a crude estimate).")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="What the networks run on.")] = Device.AUTO,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="auto: bfloat16 at full size on a CPU that has it.")
+    ] = PrecisionName.AUTO,
+    max_slice_thickness: Annotated[float, typer.Option(min=0.1, max=50, help="In mm.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """P(COVID-19) of scans by a published model, with the picture of where it looked. For research only.
+
+    Writes result.json and panel.png. The model is loaded once for all inputs. Exit code: 0 done, 65 a scan
+    or the model cannot be used; other scans go on.
+
+    Example: dsan-client diagnose scans/0412 --model runs/demo-seed0/model --out diagnosis
+    """
+    if len(inputs) > 1 and (lung_mask or infection_mask):
+        raise typer.BadParameter("masks can be given for one INPUT only")
+    with _coded_exit():
+        from client.diagnose import Precision, Scan
+        from client.diagnose_report import DiagnoseRequest, diagnose_scans
+        from client.terminal import say
+
+        scans = [Scan(path, lung_mask, infection_mask, max_slice_thickness) for path in inputs]
+        request = DiagnoseRequest(tuple(scans), model, out, device.value, Precision(precision.value))
+        outcome = diagnose_scans(request, import_s=time.monotonic() - STARTED, say=say)
+        _print(json.dumps(outcome.results, indent=1) if as_json else outcome.text)
+        raise typer.Exit(exit_code(outcome.errors))
+
+
+@contextmanager
+def _coded_exit() -> Iterator[None]:
+    """A refusal of the whole command: what, where, why and what to do on stderr, and its exit code."""
+    try:
+        yield
+    except FindingError as error:
+        sys.stderr.write(f"{findings_text([error.finding])}\n")
+        raise typer.Exit(exit_code([error.finding])) from None
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> Any:
+    """Entry point of dsan-client."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    return app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+import csv
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from client.cohort import read_cohort
+from client.findings import FindingError
+from client.import_report import import_text
+from client.pacs_export import ImportRequest, ImportResult, import_export
+from dsan_model.cases import Label
+
+CANARY = "CANARY"
+
+
+@pytest.fixture
+def export(dicom_factory: ModuleType, tmp_path: Path) -> Path:
+    """Two studies of one patient in folders of a vendor's shape, the first with three series."""
+    root = tmp_path / "export"
+    study(
+        dicom_factory,
+        root / "DISK1" / "CANARY_JOHN" / "ST1" / "SE1",
+        uid="1.1",
+        series="1.1.1",
+        kernel="B30f",
+    )
+    study(
+        dicom_factory,
+        root / "DISK1" / "CANARY_JOHN" / "ST1" / "SE2",
+        uid="1.1",
+        series="1.1.2",
+        kernel="B70f",
+    )
+    scout = root / "DISK1" / "CANARY_JOHN" / "ST1" / "SE0"
+    study(
+        dicom_factory,
+        scout,
+        uid="1.1",
+        series="1.1.0",
+        n_slices=1,
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+    )
+    study(dicom_factory, root / "DISK2", uid="1.2", series="1.2.1", patient="CANARY-2")
+    (root / "DICOMDIR").write_bytes(b"index")
+    (root / "DISK2" / "report.pdf").write_bytes(b"%PDF CANARY")
+    return root
+
+
+def study(
+    factory: ModuleType, folder: Path, uid: str, series: str, patient: str = "CANARY-1", n_slices: int = 12,
+    kernel: str = "", **tags: object,
+) -> Path:  # fmt: skip
+    slices = factory.good_slices(n_slices)
+    for index, data in enumerate(slices):
+        data.StudyInstanceUID, data.SeriesInstanceUID = uid, series
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{series}.{index + 1}"
+        data.PatientID, data.AccessionNumber = patient, f"CANARY-ACC-{uid}"
+        data.PatientAge, data.PatientSex, data.StudyDate = "053Y", "F", "20200203"
+        data.ConvolutionKernel, data.ManufacturerModelName = kernel, "uCT 780"
+        data.InstitutionName = data.ReferringPhysicianName = data.StudyDescription = CANARY
+        for keyword, value in tags.items():
+            setattr(data, keyword, value)
+    return Path(factory.write_series(folder, slices))
+
+
+def run(tmp_path: Path, root: Path, *labels: str, **options: Any) -> ImportResult:
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["study_uid,label", *labels]) + "\n")
+    return import_export(ImportRequest(root, table, tmp_path / "out", workers=1, **options))
+
+
+def codes(result: ImportResult) -> list[str]:
+    return [finding.code for finding in result.findings]
+
+
+def report(tmp_path: Path) -> Sequence[dict[str, str]]:
+    with (tmp_path / "out" / "import-report.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_labelled_study_becomes_one_case_that_the_cohort_reads(export: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, export, "1.1,COVID-19", "1.2,CAP", segment=True)
+    assert codes(result) == []
+    assert (result.n_images, result.n_studies, result.n_labelled, result.n_new) == (37, 2, 2, 2)
+    cases, findings = read_cohort(tmp_path / "out" / "cohort.csv")
+    assert findings == ()
+    assert [case.label for case in cases] == [Label.COVID, Label.CAP]
+    assert len({case.patient_id for case in cases}) == 2
+    assert {(case.age, case.sex, str(case.acquired_on), case.scanner) for case in cases} == {
+        (53.0, "F", "2020-02-03", "uCT 780")
+    }
+    assert (
+        '[segmentation]\nlungs = "classical"\ninfection = "crude"'
+        in (tmp_path / "out" / "site.toml").read_text()
+    )
+
+
+def test_the_lung_kernel_is_chosen_and_the_report_says_why(export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.1,COVID-19")
+    rows = {row["place"].rsplit("/", 1)[-1]: row for row in report(tmp_path) if row["case_id"]}
+    assert {name: row["decision"] for name, row in rows.items()} == {
+        "SE0": "refused",
+        "SE1": "not chosen",
+        "SE2": "chosen",
+    }
+    assert rows["SE0"]["reason"] == "refused by the gate: DICOM-LOCALIZER"
+    assert rows["SE1"]["reason"] == "soft kernel, and there is a better one"
+    assert rows["SE2"]["reason"].startswith("chosen: axial, original, 12 slices of 1.25 mm")
+    assert rows["SE2"]["kernel"] == "B70f"
+
+
+def test_the_files_are_linked_from_the_feet_up_under_neutral_names(
+    export: Path, dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    result = run(tmp_path, export, "1.2,CAP")
+    images = tmp_path / "out" / "images" / result.cases[0].case_id
+    assert sorted(path.name for path in images.iterdir()) == [f"IM{i:04d}.dcm" for i in range(1, 13)]
+    for index in range(12):
+        original = export / "DISK2" / dicom_factory.file_name(index)
+        assert (images / f"IM{index + 1:04d}.dcm").samefile(original)
+    assert not result.copied
+
+
+def test_what_cannot_be_linked_is_copied(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    result = run(tmp_path, export, "1.2,CAP")
+    assert result.copied
+    images = sorted((tmp_path / "out" / "images" / result.cases[0].case_id).iterdir())
+    assert len(images) == 12
+    assert all(path.stat().st_nlink == 1 for path in images)
+
+
+def test_nothing_that_names_a_patient_is_shown_or_named(export: Path, tmp_path: Path) -> None:
+    shutil.copy(export / "DISK2" / "IM0094.dcm", export / "CANARY.dcm")  # a copy, under a patient's name
+    (export / "DISK2" / "CANARY.dcm").write_bytes(b"")
+    result = run(tmp_path, export, "1.1,COVID-19", "1.2,CAP", "9.9,CAP")
+    request = ImportRequest(export, tmp_path / "labels.csv", tmp_path / "out")
+    told = import_text(result, request) + str(result) + "".join(str(finding) for finding in result.findings)
+    out = tmp_path / "out"
+    listed = (out / "cohort.csv").read_text() + (out / "site.toml").read_text()
+    names = " ".join(str(path.relative_to(out)) for path in out.rglob("*"))
+    for text in (told, listed, names):
+        assert CANARY not in text
+        assert "1.1.2" not in text
+    assert CANARY in (out / "import-report.csv").read_text()  # the control: the report says where, and stays
+    assert stat.S_IMODE((out / "import-report.csv").stat().st_mode) == 0o600
+
+
+def test_a_patient_has_one_pseudonym_in_all_studies(dicom_factory: ModuleType, tmp_path: Path) -> None:
+    for number in (1, 2):
+        study(dicom_factory, tmp_path / "export" / str(number), uid=f"1.{number}", series=f"1.{number}.1")
+    result = run(tmp_path, tmp_path / "export", "1.1,CAP", "1.2,CAP")
+    assert len({case.case_id for case in result.cases}) == 2
+    assert len({case.patient_id for case in result.cases}) == 1
+
+
+def test_a_series_in_several_folders_and_copied_twice_is_one(
+    dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    root = tmp_path / "export"
+    study(dicom_factory, root / "a", uid="1.1", series="1.1.1")
+    (root / "b").mkdir()
+    for index, path in enumerate(sorted((root / "a").iterdir())):
+        if index % 2:
+            shutil.copy(path, root / "b")
+        elif index % 3 == 0:
+            path.rename(root / "b" / path.name)
+    result = run(tmp_path, root, "1.1,CAP")
+    assert codes(result) == ["IMPORT-COPIES"]
+    assert result.findings[0].message.startswith("6 files")
+    assert len(list((tmp_path / "out" / "images" / result.cases[0].case_id).iterdir())) == 12
+
+
+def test_a_slice_that_is_there_twice_with_other_content_is_refused(
+    dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    root = tmp_path / "export"
+    folder = study(dicom_factory, root / "a", uid="1.1", series="1.1.1")
+    path = folder / dicom_factory.file_name(5)
+    (folder / "other.dcm").write_bytes(path.read_bytes()[:-2] + b"\1\1")
+    result = run(tmp_path, root, "1.1,CAP")
+    assert codes(result) == ["DICOM-DUPLICATE", "IMPORT-NO-CASE"]
+
+
+def test_bad_studies_are_reported_with_their_code_and_the_others_go_on(
+    export: Path, dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    study(dicom_factory, export / "thick", uid="1.3", series="1.3.1", SliceThickness=8)
+    gap = study(dicom_factory, export / "gap", uid="1.4", series="1.4.1")
+    (gap / dicom_factory.file_name(5)).unlink()
+    result = run(tmp_path, export, "1.2,CAP", "1.3,CAP", "1.4,CAP")
+    errors = {finding.code: finding for finding in result.findings if finding.severity == "error"}
+    assert set(errors) == {"DICOM-THICKNESS", "DICOM-GAP"}
+    assert errors["DICOM-GAP"].where.startswith("series 1 of 1")
+    assert len(result.cases) == 1
+    assert {finding.case_id for finding in errors.values()}.isdisjoint({result.cases[0].case_id})
+
+
+def test_lost_slices_and_files_of_no_study_are_counted(
+    export: Path, dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    (export / "empty.dcm").write_bytes(b"")
+    nameless = study(dicom_factory, export / "x", uid="1.5", series="1.5.1")
+    for path in nameless.iterdir():
+        path.write_bytes(dicom_factory.with_element(path.read_bytes(), "StudyInstanceUID", b""))
+    result = run(tmp_path, export, "1.2,CAP")
+    found = {finding.code: finding.where for finding in result.findings}
+    assert found["DICOM-EMPTY-FILE"] == "1 files of the export"
+    assert found["IMPORT-NO-IDENTITY"] == "12 files of the export"
+    assert found["IMPORT-NO-LABEL"] == "labels"
+    assert len(result.cases) == 1
+
+
+def test_a_second_export_is_added_and_what_the_hospital_filled_in_stays(
+    export: Path, dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    first = run(tmp_path, export, "1.2,CAP")
+    manifest = tmp_path / "out" / "cohort.csv"
+    edited = manifest.read_text().replace(",,,53", ",masks/a.nii.gz,masks/b.nii.gz,53")
+    manifest.write_text(edited)
+    second = run(tmp_path, export, "1.1,COVID-19", "1.2,CAP")
+    assert (first.n_new, second.n_new, len(second.cases)) == (1, 1, 2)
+    assert manifest.read_text().startswith(edited)
+    assert len(manifest.read_text().splitlines()) == 3
+    third = run(tmp_path, export, "1.1,COVID-19", "1.2,CAP")
+    assert third.n_new == 0
+    assert [case.case_id for case in third.cases] == [case.case_id for case in second.cases]
+
+
+def test_a_label_that_changed_is_reported_and_not_overwritten(export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.2,CAP")
+    before = (tmp_path / "out" / "cohort.csv").read_bytes()
+    assert codes(run(tmp_path, export, "1.2,COVID-19")) == ["IMPORT-NO-LABEL", "IMPORT-LABEL-CHANGED"]
+    assert (tmp_path / "out" / "cohort.csv").read_bytes() == before
+
+
+def test_an_import_that_was_killed_is_done_again(export: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, export, "1.2,CAP")
+    case_id = result.cases[0].case_id
+    images = tmp_path / "out" / "images"
+    (tmp_path / "out" / "cohort.csv").unlink()  # killed before the list was written
+    (images / case_id / "IM0001.dcm").unlink()
+    (images / f".{case_id}.partial").mkdir()
+    run(tmp_path, export, "1.2,CAP")
+    assert len(list((images / case_id).iterdir())) == 12
+    assert [path.name for path in images.iterdir()] == [case_id]
+
+
+def test_an_export_that_holds_the_output_does_not_import_itself(export: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("study_uid,label\n1.2,CAP\n")
+    request = ImportRequest(export, labels, export / "out", workers=1)
+    first, second = import_export(request), import_export(request)
+    assert (first.n_images, second.n_images) == (37, 37)
+
+
+def test_the_limit_of_slice_thickness_is_that_of_site_toml(dicom_factory: ModuleType, tmp_path: Path) -> None:
+    study(dicom_factory, tmp_path / "export", uid="1.1", series="1.1.1", SliceThickness=8)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "site.toml").write_text('name = "a"\n[audit]\nmax_slice_thickness_mm = 8.0\n')
+    assert len(run(tmp_path, tmp_path / "export", "1.1,CAP").cases) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda root, out: shutil.rmtree(root), "IMPORT-ROOT"),
+        (lambda root, out: (out / "site.toml").write_text("name = 1"), "SITE-VALUE"),
+        (lambda root, out: (out / "cohort.csv").write_text("nonsense\n"), "COHORT-COLUMNS"),
+        (lambda root, out: (out / "pseudonym.key").chmod(0o644), "IMPORT-KEY"),
+    ],
+)
+def test_what_cannot_begin_is_refused(spoil: Any, code: str, export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.2,CAP")
+    spoil(export, tmp_path / "out")
+    with pytest.raises(FindingError, match=code):
+        run(tmp_path, export, "1.2,CAP")
+
+
+def test_a_name_that_no_site_may_have_leaves_no_site_toml(export: Path, tmp_path: Path) -> None:
+    with pytest.raises(FindingError, match="SITE-VALUE"):
+        run(tmp_path, export, "1.2,CAP", name="St. Mary")
+    assert not (tmp_path / "out" / "site.toml").exists()
+
+
+def test_a_full_disk_is_one_coded_line_and_leaves_no_half_case(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    with pytest.raises(FindingError, match="OUTPUT-DISK-FULL"):
+        run(tmp_path, export, "1.2,CAP")
+    assert list((tmp_path / "out" / "images").iterdir()) == []

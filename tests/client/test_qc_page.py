@@ -1,0 +1,158 @@
+import re
+from dataclasses import replace
+from datetime import date
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from client.case_sketch import sketch_path
+from client.preparation import PreparedEntry, prepare_cohort
+from client.qc_figures import hu_histogram_svg, ratio_histogram_svg
+from client.qc_page import case_rows, demographics, qc_html, write_qc_page
+from client.site import SiteConfig
+from dsan_model.cases import Case, Label
+
+SECTION = re.compile(r'<section class="case ([a-z-]+)">(.*?)</section>', re.DOTALL)
+
+
+def case(label: Label, ratio: float) -> Case:
+    return Case("c", "p", label, ratio)
+
+
+def entry(case_id: str, patient_id: str, age: float | None = None, sex: str | None = None) -> PreparedEntry:
+    return PreparedEntry(
+        Case(case_id, patient_id, Label.CAP, 0.0), Path("x"), age, sex, date(2020, 1, 1), None
+    )
+
+
+@pytest.fixture
+def site(cohort_factory: ModuleType, tmp_path: Path) -> SiteConfig:
+    """Two good cases, one without infection though COVID-19, one that is left out."""
+    for number, rows in enumerate((2, 1, 0)):
+        cohort_factory.write_case(tmp_path, f"c{number}", rows)
+    line = cohort_factory.line
+    lines = (line("c0"), line("c1", "COVID-19"), line("c2", "COVID-19"), line("gone"))
+    return cohort_factory.write_site(tmp_path, *lines)
+
+
+class _Balance(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    VOID = frozenset({"meta", "input", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_case_has_a_row_and_bad_ones_come_first(site: SiteConfig) -> None:
+    result = prepare_cohort(site, workers=1)
+    rows = case_rows(result)
+    assert [(row.case_id, row.verdict) for row in rows] == [
+        ("gone", "left out"),
+        ("c2", "look"),
+        ("c0", "good"),
+        ("c1", "good"),
+    ]
+    sections = SECTION.findall(qc_html(site, result))
+    assert [kind for kind, _ in sections] == ["left-out", "look", "good", "good"]
+    assert "COHORT-MISSING" in sections[0][1]
+    assert "IMAGE-INFECTION-EMPTY" in sections[1][1]
+    assert "<dd>0.0119</dd>" in sections[2][1]  # 40 of 3360 voxels
+    assert "<dd>24 x 20 x 26</dd>" in sections[2][1]
+
+
+def test_a_row_has_two_pictures_with_both_contours_and_a_histogram(site: SiteConfig) -> None:
+    sections = SECTION.findall(qc_html(site, prepare_cohort(site, workers=1)))
+    used = [text for kind, text in sections if kind != "left-out"]
+    assert all(text.count("data:image/jpeg;base64,") == 2 for text in used)
+    assert all(len(re.findall(r'class="lung" d="M[^"]+Z"', text)) == 2 for text in used)
+    contours = [len(re.findall(r'class="infection" d="M[^"]+Z"', text)) for text in used]
+    assert contours == [0, 2, 2]  # c2 has none
+    assert all("Histogram of HU in the lungs" in text for text in used)
+
+
+def test_the_page_is_one_file_that_is_well_formed_and_loads_nothing(site: SiteConfig) -> None:
+    page = write_qc_page(site, prepare_cohort(site, workers=1))
+    assert page == site.home / "qc.html"
+    parser = _Balance()
+    parser.feed(page.read_text())
+    assert parser.open == []
+    assert parser.sources
+    assert all(source.startswith("data:image/") for source in parser.sources)
+    assert "<script" not in page.read_text()
+
+
+def test_what_the_hospital_wrote_is_escaped(cohort_factory: ModuleType, tmp_path: Path) -> None:
+    cohort_factory.write_case(tmp_path, "c0")
+    line = cohort_factory.line("c0", patient_id="<script>1</script>")
+    site = cohort_factory.write_site(tmp_path, line, cohort_factory.line("<b>x</b>", "<i>CAP</i>"))
+    html = qc_html(site, prepare_cohort(site, workers=1))
+    assert "<script>" not in html
+    assert "<b>x" not in html
+    assert "&lt;script&gt;1" in html
+
+
+def test_a_case_without_a_sketch_is_still_shown(site: SiteConfig) -> None:
+    result = prepare_cohort(site, workers=1)
+    sketch_path(result.entries[0].path).unlink()
+    sections = SECTION.findall(qc_html(site, result))
+    assert sum("No picture is kept" in text for _, text in sections) == 1
+
+
+def test_a_cohort_without_a_usable_case_has_a_page(cohort_factory: ModuleType, tmp_path: Path) -> None:
+    site = cohort_factory.write_site(tmp_path, cohort_factory.line("gone"))
+    html = qc_html(site, prepare_cohort(site, workers=1))
+    assert "COHORT-NO-CASE" in html
+    assert "Fig. 1" not in html
+
+
+def test_table_1_counts_a_patient_once() -> None:
+    entries = [
+        entry("a", "p1", 40, "F"),
+        entry("b", "p1", 41, "F"),
+        entry("c", "p2", 60, "M"),
+        entry("d", "p3", None, None),
+    ]
+    covid, cap, everybody = demographics(entries)
+    assert (covid.n_images, covid.age_median, covid.age_range) == (0, None, None)
+    assert cap == replace(everybody, name="CAP")
+    assert (cap.n_images, cap.n_patients, cap.n_female, cap.n_male) == (4, 3, 1, 1)
+    assert (cap.age_median, cap.age_range) == (50, (40, 60))  # the first scan of a patient counts
+
+
+def test_figure_1_counts_cases_and_has_both_thresholds() -> None:
+    ratios = (0.0, 5e-5, 0.002, 0.002, 0.9, 1.0)
+    svg = ratio_histogram_svg([case(Label.COVID, ratio) for ratio in ratios] + [case(Label.CAP, 0.002)])
+    assert re.findall(r"<title>(.*?)</title>", svg) == [
+        "COVID-19: 2 cases from 0 to 0.0001",
+        "COVID-19: 2 cases from 0.001585 to 0.002512",
+        "COVID-19: 2 cases from 0.631 to 1",
+        "CAP: 1 cases from 0.001585 to 0.002512",
+    ]
+    assert "CAP large above 0.001" in svg
+    assert "COVID-19 small below 0.030" in svg
+
+
+def test_the_histogram_of_hu_has_its_highest_bar_at_aerated_lung() -> None:
+    shares = [0.0] * 52
+    shares[10] = 1.0
+    heights = [
+        float(height) for height in re.findall(r'<rect [^>]*height="([0-9.]+)"', hu_histogram_svg(shares))
+    ]
+    assert len(heights) == 52
+    assert heights.index(max(heights)) == 10
