@@ -80,7 +80,7 @@ def prepare_one(job: Job) -> Outcome:
         stored = found or _make(job, source, path)
         return Outcome(job.case, stored, _warnings(job.case, stored), digests, is_new=not found)
     except FindingError as error:
-        return Outcome(job.case, None, (error.finding,))
+        return Outcome(job.case, None, (replace(error.finding, case_id=job.case.case_id),))
     except OSError as error:
         code = DISK_FULL if is_disk_full(error) else "PREPARE-FAILED"
         return failed(job.case, code, f"{type(error).__name__}: {error.strerror}")

@@ -156,3 +156,14 @@ def test_the_histogram_of_hu_has_its_highest_bar_at_aerated_lung() -> None:
     ]
     assert len(heights) == 52
     assert heights.index(max(heights)) == 10
+
+
+def test_a_case_whose_file_cannot_even_be_digested_has_a_row(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "c0.mhd").write_text("ObjectType = Image\nNDims = 3\nElementDataFile = /etc/passwd\n")
+    line = cohort_factory.line("c0", image="c0.mhd", lung_mask="", infection_mask="")
+    settings = '[segmentation]\nlungs = "classical"\ninfection = "crude"\n'
+    site = cohort_factory.write_site(tmp_path, line, settings=settings)
+    (row,) = case_rows(prepare_cohort(site, workers=1))
+    assert (row.case_id, row.verdict) == ("c0", "left out")

@@ -1,6 +1,7 @@
 """Small hospitals, written and studied once for all tests of the simulation."""
 
-from collections.abc import Callable
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,18 @@ from typer.testing import CliRunner
 
 from simulation.cli import app
 
-Simulate = Callable[..., int]
+
+def _import_small_study() -> None:
+    """Make small_study importable by the tests beside it, which are no package."""
+    spec = importlib.util.spec_from_file_location("small_study", Path(__file__).with_name("small_study.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["small_study"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_import_small_study()
+from small_study import Simulate, study_arguments  # noqa: E402  (importable only from here on)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +37,7 @@ def simulate() -> Simulate:
 
 @pytest.fixture(scope="session")
 def hospitals(tmp_path_factory: pytest.TempPathFactory, simulate: Simulate) -> Path:
-    """Four hospitals of twelve scans for the preset `tiny`; the last one is held out, the second one-class."""
+    """Four hospitals of twelve scans for the preset `tiny`; the last is held out, one is one-class."""
     folder = tmp_path_factory.mktemp("hospitals") / "four"
     arguments = ("--sites", "4", "--cases", "12", "--preset", "tiny", "--shape", "24", "64", "64")
     assert simulate("hospitals", folder, *arguments) == 0
@@ -38,9 +50,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory, simulate: Simulate, hospi
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     assert simulate("run", *study_arguments(hospitals, out)) == 0
     return out
-
-
-def study_arguments(hospitals: Path, out: Path) -> tuple[str, ...]:
-    """The study that all tests compare with."""
-    options = ("--preset", "tiny", "--rounds", "3", "--baseline", "--workers", "2", "--seed", "5")
-    return ("--hospitals", str(hospitals), "--out", str(out), *options)

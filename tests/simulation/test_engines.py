@@ -4,11 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Simulate, study_arguments
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from test_federated_study import copied, model_bytes
+from small_study import Simulate, copied, model_bytes, study_arguments
 
 from simulation.engines import InProcessGrid
 

@@ -1,8 +1,6 @@
 """The whole study on one machine, as a researcher runs it."""
 
-import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,27 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Simulate, study_arguments
+from small_study import Simulate, copied, model_bytes, results_of, study_arguments
 
-from dsan_model.sampling import Branch
 from server.ledger import read_ledger
 from server.run_state import is_sealed
 
 COMMAND = (sys.executable, "-c", "from simulation.cli import main; main()", "run")
-
-
-def model_bytes(run_folder: Path) -> dict[str, bytes]:
-    return {branch.value: (run_folder / "model" / f"{branch}.safetensors").read_bytes() for branch in Branch}
-
-
-def results_of(run_folder: Path) -> dict:
-    return json.loads((run_folder / "results.json").read_text())
-
-
-def copied(hospitals: Path, to: Path) -> Path:
-    """The hospitals with their prepared volumes, without what they finished for other studies."""
-    shutil.copytree(hospitals, to, ignore=shutil.ignore_patterns("work", "panels"))
-    return to
 
 
 def test_results_have_every_model_in_both_sets(finished: Path) -> None:
