@@ -85,7 +85,7 @@ def flatten(state: Mapping[str, Tensor]) -> FlatWeights:
 
 def save_weights(path: Path, weights: FlatWeights) -> None:
     """Write the named tensors as safetensors."""
-    save_file(weights.state_dict(), path, metadata={"format": "pt", "digest": weights.digest})
+    save_file(weights.state_dict(), path, metadata={"digest": weights.digest})
 
 
 def load_weights(path: Path) -> FlatWeights:

@@ -14,8 +14,8 @@ build-backend = "hatchling.build"
 name = "{name}"
 version = "{version}"
 description = "Names the installed apps of dsan-federated; holds no code"
-license = "Apache-2.0"
-dependencies = []
+license = {{ file = "LICENSE.md" }}
+dependencies = ["flwr>=1.41,<1.42"]
 
 [tool.flwr.app]
 publisher = "dsan-federated"
@@ -36,4 +36,5 @@ def write_bundle(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     text = _PYPROJECT.format(name=BUNDLE_NAME, version=version("dsan-federated"), flwr=version("flwr"))
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    (folder / "LICENSE.md").write_text("Apache-2.0, as dsan-federated itself.\n", encoding="utf-8")
     return folder

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from dsan_model.sampling import Branch
 
 Simulate = Callable[..., int]
+COMMAND = (sys.executable, "-c", "from simulation.cli import main; main()")  # in a process of its own
 
 
 def study_arguments(hospitals: Path, out: Path) -> tuple[str, ...]:

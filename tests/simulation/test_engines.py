@@ -1,5 +1,6 @@
 """Three engines, the same two apps, the same weights; and what the in-process Grid owes to Flower 1.41."""
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from small_study import Simulate, copied, model_bytes, study_arguments
+from small_study import COMMAND, Simulate, copied, model_bytes
 
 from simulation.engines import InProcessGrid
 
@@ -64,11 +65,32 @@ def test_an_unknown_node_gets_an_empty_identifier(grid: InProcessGrid) -> None:
     assert list(grid.push_messages([Message(RecordDict(), 9, "query.echo")])) == [""]
 
 
+@pytest.fixture(scope="module")
+def small_hospitals(tmp_path_factory: pytest.TempPathFactory, simulate: Simulate) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "three"
+    options = ("--sites", "3", "--cases", "8", "--preset", "tiny", "--shape", "24", "64", "64")
+    assert simulate("hospitals", folder, *options) == 0
+    return folder
+
+
+def run_once(hospitals: Path, folder: Path, engine: str) -> dict[str, bytes]:
+    """The weights after one round on an engine, in a process of its own."""
+    options = ("--preset", "tiny", "--rounds", "1", "--baseline", "--workers", "2", "--engine", engine)
+    at_sites = copied(hospitals, folder / "hospitals")
+    command = [*COMMAND, "run", "--hospitals", str(at_sites), "--out", str(folder / "run"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return model_bytes(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory, small_hospitals: Path) -> dict[str, bytes]:
+    return run_once(small_hospitals, tmp_path_factory.mktemp("inprocess"), "inprocess")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ray", "deployment"])
 def test_engine_ends_with_the_weights_of_the_in_process_one(
-    engine: str, finished: Path, hospitals: Path, tmp_path: Path, simulate: Simulate
+    engine: str, in_process: dict[str, bytes], small_hospitals: Path, tmp_path: Path
 ) -> None:
-    arguments = study_arguments(copied(hospitals, tmp_path / "hospitals"), tmp_path / engine)
-    assert simulate("run", *arguments, "--engine", engine) == 0
-    assert model_bytes(tmp_path / engine) == model_bytes(finished)
+    assert run_once(small_hospitals, tmp_path, engine) == in_process

@@ -3,17 +3,14 @@
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from small_study import Simulate, copied, model_bytes, results_of, study_arguments
+from small_study import COMMAND, Simulate, copied, model_bytes, results_of, study_arguments
 
 from server.ledger import read_ledger
 from server.run_state import is_sealed
-
-COMMAND = (sys.executable, "-c", "from simulation.cli import main; main()", "run")
 
 
 def test_results_have_every_model_in_both_sets(finished: Path) -> None:
@@ -55,7 +52,11 @@ def test_study_killed_at_random_moments_ends_with_the_same_weights(
     finished: Path, hospitals: Path, tmp_path: Path
 ) -> None:
     moment = random.Random()
-    command = [*COMMAND, *study_arguments(copied(hospitals, tmp_path / "hospitals"), tmp_path / "killed")]
+    command = [
+        *COMMAND,
+        "run",
+        *study_arguments(copied(hospitals, tmp_path / "hospitals"), tmp_path / "killed"),
+    ]
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
