@@ -19,8 +19,8 @@ def check_text(check: SiteCheck, config: Path) -> str:
     is_golden = not any(finding.code == "GOLDEN-MISMATCH" for finding in check.findings)
     lines = [
         f"site      {check.site.name}: {config}",
-        f"machine   {machine.cores} cores, {machine.workers} workers, "
-        f"{machine.memory_bytes / 1e9:.1f} GB memory, {machine.disk_free_bytes / 1e9:.1f} GB free, {machine.gpu or 'no GPU'}",
+        f"machine   {machine.cores} cores, {machine.workers} workers, {machine.memory_bytes / 1e9:.1f} GB",
+        f"          {machine.disk_free_bytes / 1e9:.1f} GB free on disk, {machine.gpu or 'no GPU'}",
         f"golden    {'as expected' if is_golden else 'WRONG'} on {machine.device}",
         f"cohort    {check.n_usable} of {check.n_listed} cases usable by their headers "
         f"({labels}; {check.n_patients} patients), looked at in {duration_text(check.seconds)}",

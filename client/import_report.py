@@ -14,7 +14,7 @@ def import_text(result: ImportResult, request: ImportRequest) -> str:
         shown.append(f"  ... and {len(result.cases) - CASES_SHOWN} more: {request.out / REPORT}")
     how = "copied" if result.copied else "linked"
     lines = [
-        f"export    {result.n_images} images of {result.n_studies} studies, {result.n_labelled} of them labelled",
+        f"export    {result.n_images} images, {result.n_studies} studies, {result.n_labelled} labelled",
         f"cases     {len(result.cases)} ({labels}); {result.n_new} new, their files {how}",
         *shown,
         f"written   {request.out / COHORT}, {request.out / SITE}; {request.out / REPORT} has every series",
