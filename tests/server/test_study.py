@@ -99,7 +99,7 @@ def test_no_preset_changes_the_method(preset: str) -> None:
 
 def test_the_demo_keeps_a_feature_map_of_at_least_3_x_6_x_6() -> None:
     study = preset_study("demo", "study", 0)
-    assert study.input.shape_dhw == (24, 48, 48)
+    assert study.input.shape_dhw == (32, 64, 64)
     with torch.device("meta"):
         volume_B1DHW = torch.empty(1, 1, *study.input.shape_dhw)
         features_BCdhw = AttentionResNet(study.network_config).features(volume_B1DHW)
@@ -109,10 +109,10 @@ def test_the_demo_keeps_a_feature_map_of_at_least_3_x_6_x_6() -> None:
 def test_the_demo_says_everything_that_it_shrinks() -> None:
     study = preset_study("demo", "study", 0)
     rows = {what: (paper, here) for what, paper, here in differences_from_paper(study)}
-    assert rows["input.shape_dhw"] == ("138 x 256 x 256", "24 x 48 x 48")
+    assert rows["input.shape_dhw"] == ("138 x 256 x 256", "32 x 64 x 64")
     assert rows["network.blocks"] == ("3 x 4 x 6 x 3", "1 x 1 x 1 x 1")
-    assert rows["network.width"] == ("64", "16")
-    assert rows["training.learning_rate"] == ("0.0002", "0.002")
+    assert rows["network.width"] == ("64", "8")
+    assert rows["training.learning_rate"] == ("0.0002", "0.005")
     paper = StudyConfig(name="study", preset="demo").model_dump()
     for what in rows:
         table, _, key = what.partition(".")
