@@ -25,16 +25,16 @@ lint: $(VENV)/.dev ## format, style, types and layering
 clean: ## remove the environment and everything that was made
 	rm -rf $(VENV) build *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(BIN)/python:
+$(BIN)/pip:
 	@echo "creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: on Debian, install python3-venv"; exit 1; }
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing dsan-federated into $(VENV) (a minute or two; torch is large)"
 	@$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing dsan-federated and its test tools into $(VENV) (a minute or two; torch is large)"
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,ray]'
 	@touch $@ $(VENV)/.run

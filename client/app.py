@@ -99,15 +99,16 @@ def _answer(
     message: Message, context: Context, expected: type[Asked], do: Callable[[Site, Asked], Reply]
 ) -> Message:
     config = _site_config(context)
-    if config.machine.threads:
-        torch.set_num_threads(config.machine.threads)
     request = decode(message.content, expected)
     if isinstance(request, Refusal):
         raise ProtocolError("a refusal is not a request")
     progress = ProgressFile(config.progress_file)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(config.machine.threads or threads_before)
     try:
         reply = do(Site(config, _machine(config), progress.report), request)
     finally:
+        torch.set_num_threads(threads_before)  # a simulation answers for the next site in the same thread
         progress.report("idle", 0, 0, None)
     return Message(encode(reply), reply_to=message)
 

@@ -1,5 +1,6 @@
 """What a site does when the centre asks: describe, train, evaluate, count for the ensemble, explain."""
 
+import hashlib
 import platform
 import time
 from collections import Counter
@@ -149,10 +150,16 @@ def explain(site: Site, request: ExplainRequest) -> ExplainReply:
     return ExplainReply(site.config.name, time.monotonic() - started, tuple(sums))
 
 
+def _work_digest(request: RoundRequest) -> str:
+    """What a finished round belongs to: the study, and the draws that its other sites lead to."""
+    probabilities = sorted(request.group_probabilities.items())
+    return hashlib.sha256(f"{request.terms.digest} {probabilities}".encode()).hexdigest()
+
+
 def _round_of_branch(
     site: Site, request: RoundRequest, branch: Branch, weights: FlatWeights, cases: StudyCases
 ) -> FinishedRound:
-    work = FinishedWork(site.config.work_folder, request.terms.digest, branch)
+    work = FinishedWork(site.config.work_folder, _work_digest(request), branch)
     finished = work.find(request.round, weights.digest)
     if finished is None:
         validation = _logits(site, request.terms, {branch: weights}, cases.validation, "validating")

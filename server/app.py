@@ -18,7 +18,7 @@ from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
 from server.ledger import append_event
 from server.model_package import write_model_package
-from server.results import StudyOutcome, write_results
+from server.results import StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
 from server.study import read_study
 
@@ -71,8 +71,9 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         append_event(run_folder, "paused", str(error))
         raise
     outcome = StudyOutcome(study, enrolled, state, selection, ensemble, held_out, attention)
-    results = write_results(run_folder, outcome, exchange, time.monotonic() - started)
+    results = study_results(run_folder, outcome, exchange, time.monotonic() - started)
     write_model_package(run_folder, study, models, results)
+    write_results(run_folder, results)
     append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
 
 

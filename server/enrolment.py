@@ -28,6 +28,7 @@ class Enrolled:
     descriptions: dict[str, SiteDescription] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     held_out_names: tuple[str, ...] = ()
+    known: dict[str, SiteDescription] = field(default_factory=dict)  # also of sites that are absent now
 
     @property
     def training(self) -> dict[str, SiteDescription]:
@@ -40,8 +41,12 @@ class Enrolled:
         return {s: d for s, d in sorted(self.descriptions.items()) if s in self.held_out_names}
 
     def training_groups(self) -> dict[SizeGroup, int]:
-        """Training cases of all training sites together, by size group."""
-        return {g: sum(site.training_groups[g] for site in self.training.values()) for g in SizeGroup}
+        """Training cases of all training sites together, by size group; of those that are absent now too.
+
+        A resumed study draws by the same probabilities, whoever is back.
+        """
+        sites = [site for name, site in self.known.items() if name not in self.held_out_names]
+        return {group: sum(site.training_groups[group] for site in sites) for group in SizeGroup}
 
 
 def enrol(exchange: Exchange, study: StudyConfig, run_folder: Path) -> Enrolled:
@@ -109,8 +114,8 @@ def _only_as_before(enrolled: Enrolled, run_folder: Path) -> None:
             del enrolled.descriptions[site]
             message = "its cases, versions or preparation changed since the study began"
             enrolled.failures[site] = Failure("SITE-CHANGED", message)
-    known = {**enrolled.descriptions, **before}
-    write_atomically(path, _DESCRIPTIONS.dump_json(known, indent=1))
+    enrolled.known = dict(sorted({**enrolled.descriptions, **before}.items()))
+    write_atomically(path, _DESCRIPTIONS.dump_json(enrolled.known, indent=1))
 
 
 _DESCRIPTIONS = TypeAdapter(dict[str, SiteDescription])

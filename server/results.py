@@ -41,10 +41,10 @@ class StudyOutcome:
     attention: dict[CaseSet, list[AttentionSums]]
 
 
-def write_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, total_s: float) -> Row:
-    """Write results.json and return what it says; figures that are not defined are None."""
+def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, total_s: float) -> Row:
+    """What results.json says; figures that are not defined are None."""
     sites = _sites(run_folder, outcome)
-    results: Row = {
+    return {
         "format_version": FORMAT_VERSION,
         "study": _study(outcome.study),
         "complete": all(site["complete"] for site in sites),
@@ -69,8 +69,11 @@ def write_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         **_sampling(outcome.state, outcome.enrolled),
         "failures": _failures(outcome),
     }
+
+
+def write_results(run_folder: Path, results: Row) -> None:
+    """Write results.json, the last thing that a study writes: who finds it, finds the whole study."""
     write_atomically(run_folder / RESULTS, json.dumps(results, indent=1, allow_nan=False).encode())
-    return results
 
 
 def read_results(run_folder: Path) -> Row | None:

@@ -145,7 +145,7 @@ def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
 
 
 # What a preset shrinks so that two CPU cores learn in minutes. Never the method: network family, attention
-# module, losses, both samplings, batch size and ensemble stay. With so few steps the rate is higher and decays
+# module, losses, both samplings, batch size and ensemble stay. With few steps the rate is higher and decays
 # later, lung is set to 0 and drawn cases are mirrored (docs/decisions/0005).
 PRESETS: dict[str, dict[str, object]] = {
     "full": {},

@@ -14,8 +14,10 @@ from typing import Any
 from client.findings import Finding, FindingError
 from client.preparation import Progress, prepare_cohort
 from client.site import SiteConfig, read_site
+from server.ledger import read_ledger
 from server.report import write_report
 from server.results import RESULTS, read_results
+from server.rounds import StudyPausedError
 from server.run_state import write_atomically
 from server.study import StudyConfig, read_study
 from simulation.engines import Engine, run_study_on
@@ -111,17 +113,30 @@ def run_prepared(
 ) -> dict[str, Any]:
     """Run or resume the study, then write the report; what results.json says."""
     results = read_results(run_folder)
-    if results is None:
+    if results is None or not _is_finished(results):
         with stopwatch.phase("study"):
             run_study_on(engine, run_folder, tuple(prepared.sites.values()), workers)
             collect_panels(run_folder, prepared.sites, study)
         results = read_results(run_folder)
         if results is None:
-            raise StudyMismatchError(f"{run_folder}: the study ended without {RESULTS}: see study.log there")
+            raise _no_results(run_folder)
         results = _add_timing(run_folder, results, prepared.sites, stopwatch)
     with stopwatch.phase("report"):
         write_report(run_folder)
     return results
+
+
+def _is_finished(results: dict[str, Any]) -> bool:
+    """Whether nothing is left to do; an incomplete study tries its last steps again."""
+    return bool(results["complete"]) and "phases" in results["timing"]
+
+
+def _no_results(run_folder: Path) -> Exception:
+    """Why a study ended without results: it paused, in this process or in another."""
+    *_, last = read_ledger(run_folder)
+    if last.get("event") == "paused":
+        return StudyPausedError(str(last["message"]))
+    return StudyMismatchError(f"{run_folder}: the study ended without {RESULTS}: see study.log there")
 
 
 def collect_panels(run_folder: Path, sites: dict[str, Path], study: StudyConfig) -> None:
