@@ -3,6 +3,7 @@
 It drives Flower's Grid itself. Everything that it needs to go on after a crash is in the run folder.
 """
 
+import fcntl
 import logging
 import time
 from collections.abc import Iterator
@@ -30,8 +31,21 @@ log = logging.getLogger("dsan.server")
 def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
-    with _logged(run_folder / "study.log"):
+    with _for_us_alone(run_folder), _logged(run_folder / "study.log"):
         run_study(grid, run_folder)
+
+
+@contextmanager
+def _for_us_alone(run_folder: Path) -> Iterator[None]:
+    """Keep a second server off the run folder; the lock goes with this process, however it ends."""
+    with (run_folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyPausedError(
+                f"{run_folder}: another process runs this study: wait for it or stop it, then resume"
+            ) from None
+        yield
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The whole study on one machine, as a researcher runs it."""
 
+import fcntl
 import random
 import signal
 import subprocess
@@ -114,3 +115,14 @@ def test_volumes_prepared_to_another_grid_are_refused_before_anything_runs(
     hospitals: Path, tmp_path: Path, simulate: Simulate
 ) -> None:
     assert simulate("run", "--preset", "demo", "--hospitals", hospitals, "--out", tmp_path / "other") == 78
+
+
+def test_a_run_folder_in_use_is_refused_and_left_alone(
+    hospitals: Path, tmp_path: Path, simulate: Simulate
+) -> None:
+    run_folder = tmp_path / "in-use"
+    run_folder.mkdir()
+    with (run_folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert simulate("run", *study_arguments(hospitals, run_folder)) == 70
+    assert not (run_folder / "ledger.jsonl").exists()
