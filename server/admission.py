@@ -8,8 +8,11 @@ import torch
 from dsan_model.cases import RATIO_EDGES, Label, SizeGroup
 from dsan_model.protocol import (
     AGES,
+    CaseSet,
     EvaluateReply,
     EvaluateRequest,
+    ExplainReply,
+    ExplainRequest,
     FitEnsembleReply,
     RoundReply,
     RoundRequest,
@@ -64,6 +67,34 @@ def reject_ensemble_counts(reply: FitEnsembleReply, enrolled: SiteDescription) -
     """The first reason not to add a site's counts to the search for the ensemble weights, or None."""
     counted = {"ensemble": reply.counts.n_cases, "infection ratio": reply.infection_ratio.n_cases}
     return _reject_other(reply.site, enrolled, counted, sum(enrolled.validation_groups.values()))
+
+
+def reject_attention(
+    reply: ExplainReply, request: ExplainRequest, enrolled: SiteDescription
+) -> Rejection | None:
+    """The first reason not to use a site's attention scores, or None: each branch must count every case."""
+    if reply.site != enrolled.site:
+        return Rejection("REPLY-SITE", f"{reply.site} answered for {enrolled.site}")
+    n_covid = _covid_cases(request.cases, enrolled)
+    keys = [(item.branch, item.group) for item in reply.attention]
+    if len(set(keys)) < len(keys):
+        return Rejection("REPLY-ATTENTION", "a branch has a ratio group twice")
+    for item in reply.attention:
+        sums = (item.dice_infection, item.mass_in_infection, item.mass_in_lung)
+        if item.cases < 1 or not all(0 <= value <= item.cases * (1 + 1e-6) for value in sums):
+            return Rejection("REPLY-ATTENTION", f"{item.branch} {item.group}: a mean is not from 0 to 1")
+    for branch in request.weights:
+        counted = sum(item.cases for item in reply.attention if item.branch is branch)
+        if counted != n_covid:
+            return Rejection("REPLY-CASES", f"{branch}: {counted} COVID-19 cases, enrolled {n_covid}")
+    return None
+
+
+def _covid_cases(cases: CaseSet, enrolled: SiteDescription) -> int:
+    if cases is CaseSet.HELD_OUT:
+        return sum(row.images for row in enrolled.demographics if row.label is Label.COVID)
+    groups = enrolled.validation_groups
+    return groups[SizeGroup.SMALL_COVID] + groups[SizeGroup.LARGE_COVID]
 
 
 def _reject_other(

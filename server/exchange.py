@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 
 from dsan_model.protocol import KINDS, ProtocolError, Refusal, Reply, Request, decode, encode, size_bytes
 
-FIRST_POLL_S, LONGEST_POLL_S = 0.02, 3.0
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.02, 3.0
+POLL_SHARE = 0.05  # of the time waited so far: what polling may cost a round of seconds or of hours
 REPLY_GRACE_S = (
     3600.0  # a message outlives its deadline by this, so that a late reply is told from a lost one
 )
@@ -74,15 +75,15 @@ class Exchange:
     def _wait(self, identifier: str, deadline: float) -> Message | Failure:
         if not identifier:
             return Failure("SITE-UNKNOWN", "the SuperLink does not know the site's node any more")
-        pause = FIRST_POLL_S
+        began = time.monotonic()
         while True:
             for message in self.grid.pull_messages([identifier]):
                 return message
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            now = time.monotonic()
+            if now >= deadline:
                 return Failure("SITE-LATE", "no answer before the deadline")
-            time.sleep(min(pause, remaining))
-            pause = min(pause * 1.5, LONGEST_POLL_S)
+            pause = min(LONGEST_POLL_S, max(SHORTEST_POLL_S, POLL_SHARE * (now - began)))
+            time.sleep(min(pause, deadline - now))
 
 
 def _outcome(site: str, message: Message | Failure, expected: type[Answer]) -> Outcome[Answer]:

@@ -1,7 +1,6 @@
 """The independent test (IV-D): held-out sites evaluate the chosen models, all sites explain them (Fig. 5)."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsan_model.ensemble import EnsembleWeights
@@ -16,7 +15,7 @@ from dsan_model.protocol import (
 )
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights
-from server.admission import reject_scores
+from server.admission import reject_attention, reject_scores
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure, Outcome
 from server.study import StudyConfig
@@ -66,30 +65,39 @@ def admitted_scores(
     return outcome.answer if rejection is None else Failure(rejection.code, rejection.message)
 
 
+@dataclass(frozen=True)
+class Explained:
+    """How the attention maps lie on the infections, and why some sites did not say."""
+
+    attention: dict[CaseSet, list[AttentionSums]]
+    failures: dict[str, Failure]
+
+
 def explain(
     exchange: Exchange,
     study: StudyConfig,
     enrolled: Enrolled,
     models: dict[Branch, FlatWeights],
     ensemble: EnsembleWeights,
-) -> dict[CaseSet, list[AttentionSums]]:
-    """How the attention maps lie on the infections, of validation and of held-out COVID-19 cases."""
-    return {
-        cases: _explain(
-            exchange, ExplainRequest(study.terms(), cases, ensemble, PANELS_A_SITE, models), sites
-        )
-        for cases, sites in (
-            (CaseSet.VALIDATION, enrolled.training),
-            (CaseSet.HELD_OUT, enrolled.held_out),
-        )
-    }
+) -> Explained:
+    """Ask training sites about their validation COVID-19 cases, held-out sites about all of theirs."""
+    explained = Explained({CaseSet.VALIDATION: [], CaseSet.HELD_OUT: []}, {})
+    for cases, sites in ((CaseSet.VALIDATION, enrolled.training), (CaseSet.HELD_OUT, enrolled.held_out)):
+        request = ExplainRequest(study.terms(), cases, ensemble, PANELS_A_SITE, models)
+        for outcome in exchange.ask(dict.fromkeys(sites, request), ExplainReply):
+            answer = _admitted_attention(outcome, request, sites[outcome.site])
+            if isinstance(answer, Failure):
+                explained.failures[outcome.site] = answer
+                log.warning("%s did not explain: %s", outcome.site, answer.code)
+            else:
+                explained.attention[cases].extend(answer.attention)
+    return explained
 
 
-def _explain(exchange: Exchange, request: ExplainRequest, sites: Iterable[str]) -> list[AttentionSums]:
-    sums: list[AttentionSums] = []
-    for outcome in exchange.ask(dict.fromkeys(sites, request), ExplainReply):
-        if isinstance(outcome.answer, Failure):
-            log.warning("%s did not explain: %s", outcome.site, outcome.answer.code)
-        else:
-            sums.extend(outcome.answer.attention)
-    return sums
+def _admitted_attention(
+    outcome: Outcome[ExplainReply], request: ExplainRequest, enrolled: SiteDescription
+) -> ExplainReply | Failure:
+    if isinstance(outcome.answer, Failure):
+        return outcome.answer
+    rejection = reject_attention(outcome.answer, request, enrolled)
+    return outcome.answer if rejection is None else Failure(rejection.code, rejection.message)

@@ -16,8 +16,8 @@ from dsan_model.protocol import AttentionSums, CaseSet, Demographics, SiteDescri
 from dsan_model.sampling import DUAL_SAMPLING, Branch, site_probabilities, size_balanced_probabilities
 from server.enrolment import Enrolled
 from server.ensemble_fit import FittedEnsemble
-from server.exchange import Exchange
-from server.held_out import HeldOut
+from server.exchange import Exchange, Failure
+from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
 from server.rounds import Selection, pooled_validation
 from server.run_state import RunState, write_atomically
@@ -35,10 +35,22 @@ class StudyOutcome:
     study: StudyConfig
     enrolled: Enrolled
     state: RunState
+    unvalidated: dict[str, Failure]  # sites that did not validate the last round
     selection: dict[Branch, Selection]
     ensemble: FittedEnsemble
     held_out: HeldOut
-    attention: dict[CaseSet, list[AttentionSums]]
+    explained: Explained
+
+    @property
+    def failures(self) -> dict[str, Failure]:
+        """Why a site is missing somewhere, the earliest reason of each; none of them is complete."""
+        return {
+            **self.explained.failures,
+            **self.held_out.failures,
+            **self.ensemble.failures,
+            **self.unvalidated,
+            **self.enrolled.failures,
+        }
 
 
 def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, total_s: float) -> Row:
@@ -56,7 +68,7 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         "controls": {"auc_infection_ratio": _ratio_control(outcome)},
         "ensemble": _ensemble(outcome.ensemble),
         **_score_tables(outcome),
-        "attention": _attention(outcome.attention),
+        "attention": _attention(outcome.explained.attention),
         "timing": {"total_s": total_s, "rounds": _round_times(outcome.state)},
         "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
         "shrunk": [
@@ -100,10 +112,10 @@ def _sites(run_folder: Path, outcome: StudyOutcome) -> list[Row]:
     for site in sorted({*study.sites.training, *enrolled.training}):
         rounds = range(1, study.rounds + 1)
         completed = sum(status.get((r, site)) == "accepted" for r in rounds)
-        finished = completed == study.rounds and site not in outcome.ensemble.failures
+        finished = completed == study.rounds and site not in outcome.failures
         rows.append(_site(site, "training", enrolled, completed, study.rounds, finished))
     for site in sorted({*study.sites.held_out, *enrolled.held_out}):
-        rows.append(_site(site, "held-out", enrolled, 0, 0, site in outcome.held_out.replies))
+        rows.append(_site(site, "held-out", enrolled, 0, 0, site not in outcome.failures))
     return rows
 
 
@@ -127,8 +139,10 @@ def _cases(description: SiteDescription | None) -> Row:
 
 
 def _failures(outcome: StudyOutcome) -> list[Row]:
-    found = {**outcome.enrolled.failures, **outcome.ensemble.failures, **outcome.held_out.failures}
-    return [{"site": site, "code": f.code, "message": f.message} for site, f in sorted(found.items())]
+    return [
+        {"site": site, "code": failure.code, "message": failure.message}
+        for site, failure in sorted(outcome.failures.items())
+    ]
 
 
 def _ratio_control(outcome: StudyOutcome) -> Row:

@@ -62,19 +62,26 @@ def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder
     return state
 
 
-def validate_newest(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, state: RunState) -> RunState:
-    """The state with its newest weights validated too: a round validates only those that it starts from."""
+def validate_newest(
+    exchange: Exchange, study: StudyConfig, enrolled: Enrolled, state: RunState
+) -> tuple[RunState, dict[str, Failure]]:
+    """The state with its newest weights validated too, and why some sites did not validate them.
+
+    A round validates only the weights that it starts from.
+    """
     request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, state.weights)
     counts: SiteCounts = {}
+    failures: dict[str, Failure] = {}
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), EvaluateReply):
         description = enrolled.training[outcome.site]
         n_cases = sum(description.validation_groups.values())
         answer = admitted_scores(outcome, request, description, n_cases)
         if isinstance(answer, Failure):
+            failures[outcome.site] = answer
             log.warning("%s did not validate the last round: %s", outcome.site, answer.code)
         else:
             counts[outcome.site] = answer.branches
-    return state.validated(counts)
+    return state.validated(counts), failures
 
 
 def select(state: RunState) -> dict[Branch, Selection]:

@@ -5,14 +5,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dsan_model.cases import Case, Label, SizeGroup
+from dsan_model.cases import Case, Label, RatioGroup, SizeGroup
+from dsan_model.ensemble import EnsembleWeights
 from dsan_model.metrics import ScoreCounts, score_counts
 from dsan_model.network import NetworkConfig
-from dsan_model.protocol import BranchTraining, RoundReply, RoundRequest, SiteDescription, StudyTerms
+from dsan_model.protocol import (
+    AttentionSums,
+    BranchTraining,
+    CaseSet,
+    Demographics,
+    ExplainReply,
+    ExplainRequest,
+    RoundReply,
+    RoundRequest,
+    SiteDescription,
+    StudyTerms,
+)
 from dsan_model.sampling import Branch
 from dsan_model.training import TrainingConfig
 from dsan_model.weights import FlatWeights, flatten
-from server.admission import Rejection, reject_round, relative_update
+from server.admission import Rejection, reject_attention, reject_round, relative_update
 
 US, SS = Branch.US, Branch.SS
 LARGEST_UPDATE = 10.0
@@ -177,3 +189,65 @@ def test_the_largest_update_is_still_taken_and_a_little_more_is_not() -> None:
 def test_the_relative_update_is_the_norm_of_the_change_over_that_of_the_incoming_weights() -> None:
     assert relative_update(weights_of(3.0, 5.0), INCOMING) == pytest.approx(0.2)
     assert relative_update(INCOMING, INCOMING) == 0.0
+
+
+def attention(branch: Branch, group: RatioGroup, cases: int, **changes: float) -> AttentionSums:
+    sums = {"dice_infection": 0.5 * cases, "mass_in_infection": 0.2 * cases, "mass_in_lung": 1.0 * cases}
+    return AttentionSums(branch, group, cases, **(sums | changes))
+
+
+LOW, HIGH = RatioGroup.LOW, RatioGroup.HIGH
+SUMS = tuple(attention(branch, group, 1) for branch in (US, SS) for group in (LOW, HIGH))
+EXPLAIN = ExplainRequest(
+    REQUEST.terms, CaseSet.VALIDATION, EnsembleWeights(0.5, 0.5), 4, {US: INCOMING, SS: INCOMING}
+)
+
+
+def explained(*sums: AttentionSums, site: str = "north") -> ExplainReply:
+    return ExplainReply(site, 1.0, sums)
+
+
+def test_good_attention_scores_pass() -> None:
+    assert reject_attention(explained(*SUMS), EXPLAIN, ENROLLED) is None
+
+
+BAD_ATTENTION: dict[str, tuple[ExplainReply, str, str]] = {
+    "other site": (explained(*SUMS, site="south"), "REPLY-SITE", "south answered for north"),
+    "a group twice": (explained(*SUMS, SUMS[0]), "REPLY-ATTENTION", "twice"),
+    "a branch missing": (explained(*SUMS[:2]), "REPLY-CASES", "ss: 0 COVID-19 cases, enrolled 2"),
+    "too few cases": (explained(*SUMS[:3]), "REPLY-CASES", "ss: 1 COVID-19 cases, enrolled 2"),
+    "no cases in a group": (
+        explained(*SUMS[:3], attention(SS, HIGH, 0)),
+        "REPLY-ATTENTION",
+        "ss >0.030: a mean is not from 0 to 1",
+    ),
+    "mean above 1": (
+        explained(*SUMS[:3], attention(SS, HIGH, 1, mass_in_lung=1.1)),
+        "REPLY-ATTENTION",
+        "not from 0 to 1",
+    ),
+    "NaN": (
+        explained(*SUMS[:3], attention(SS, HIGH, 1, dice_infection=float("nan"))),
+        "REPLY-ATTENTION",
+        "not from 0 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ATTENTION)
+def test_bad_attention_scores_are_rejected_with_code_and_values(name: str) -> None:
+    reply, code, reason = BAD_ATTENTION[name]
+    found = reject_attention(reply, EXPLAIN, ENROLLED)
+    assert found is not None
+    assert found.code == code
+    assert reason in found.message
+
+
+def test_a_held_out_site_explains_all_its_covid_cases() -> None:
+    rows = tuple(Demographics(label, 2, 2, (0,), 0, 0) for label in (Label.COVID, Label.CAP))
+    held_out = replace(ENROLLED, demographics=rows, validation_groups=dict.fromkeys(SizeGroup, 0))
+    request = replace(EXPLAIN, cases=CaseSet.HELD_OUT)
+    assert reject_attention(explained(*SUMS), request, held_out) is None
+    found = reject_attention(explained(*SUMS), EXPLAIN, held_out)
+    assert found is not None
+    assert found.code == "REPLY-CASES"
