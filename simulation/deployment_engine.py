@@ -4,24 +4,23 @@ For trying the real transport on one machine. Nothing is encrypted: it listens o
 """
 
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dsan_daemon.flower import flower_environment, flower_program
+from dsan_daemon.processes import Program, end_leftovers, supervised
 from server.bundle import write_bundle
 from server.ledger import read_ledger
 
 END_EVENTS = {"complete", "incomplete", "paused"}
 START_S = 60.0
 CHECK_RUN_EVERY_S = 15.0
-STOP_S = 10.0
+FLWR_S = 120.0
+RECORD = "processes.json"
 
 
 class DeploymentError(Exception):
@@ -31,61 +30,30 @@ class DeploymentError(Exception):
 def run_on_deployment(run_folder: Path, site_configs: tuple[Path, ...]) -> None:
     """Start everything, submit the study, wait for its end, stop everything; logs stay in deployment/."""
     folder = run_folder / "deployment"
+    end_leftovers(folder / RECORD)  # of a command that was killed
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     port = _free_port()
-    with ExitStack() as processes:
-        superlink = ["flower-superlink", "--insecure", "--port", str(port)]
-        processes.enter_context(_process(superlink, folder / "superlink"))
+    with supervised(folder / RECORD) as processes:
+        superlink = ("flower-superlink", "--insecure", "--port", str(port))
+        processes.start(_program(superlink, folder / "superlink"))
         _wait_for_port(port, folder / "superlink.log")
         for number, config in enumerate(site_configs):
-            command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
-            command += ["--port", str(_free_port()), "--node-config", f'site-config="{config}"']
-            processes.enter_context(_process(command, folder / f"supernode-{number}"))
+            node = ("--port", str(_free_port()), "--node-config", f'site-config="{config}"')
+            supernode = ("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", *node)
+            processes.start(_program(supernode, folder / f"supernode-{number}"))
         events_before = sum(1 for _ in read_ledger(run_folder))
         _submit(folder, port, run_folder)
         _wait_for_end(run_folder, folder, events_before)
 
 
-@contextmanager
-def _process(command: list[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own with its own FLWR_HOME; its output goes to HOME.log."""
-    home.mkdir(parents=True, exist_ok=True)
-    with home.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen(
-            [_program(command[0]), *command[1:]],
-            env=_environment(home),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(STOP_S)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
-def _environment(home: Path) -> dict[str, str]:
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-
-
-def _program(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
+def _program(command: tuple[str, ...], home: Path) -> Program:
+    """A Flower program with its own FLWR_HOME; its output goes to HOME.log."""
+    home.mkdir()
+    path, *arguments = command
+    return Program(
+        home.name, (flower_program(path), *arguments), flower_environment(home), home.with_suffix(".log")
+    )
 
 
 def _submit(folder: Path, port: int, run_folder: Path) -> None:
@@ -96,14 +64,23 @@ def _submit(folder: Path, port: int, run_folder: Path) -> None:
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     bundle = write_bundle(folder / "dsan-federated")
-    command = [_program("flwr"), "run", str(bundle), "local", "--format", "json"]
-    command += ["--run-config", f'run-dir="{run_folder}"']
-    done = subprocess.run(command, env=_environment(home), capture_output=True, text=True, timeout=120)
-    answer = _last_json(done.stdout)
-    if done.returncode != 0 or not answer.get("success", False):
-        raise DeploymentError(
-            f"the SuperLink did not take the study: {done.stdout.strip()} {done.stderr.strip()}"
+    command = ["run", str(bundle), "local", "--format", "json", "--run-config", f'run-dir="{run_folder}"']
+    answer, said = _flwr(command, home)
+    if not answer.get("success", False):
+        raise DeploymentError(f"the SuperLink did not take the study: {said}")
+
+
+def _flwr(arguments: list[str], home: Path) -> tuple[dict[str, object], str]:
+    """What `flwr` answers as JSON (empty if it failed), and all that it said."""
+    command = [flower_program("flwr"), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=flower_environment(home), capture_output=True, text=True, timeout=FLWR_S
         )
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer within {FLWR_S:.0f} s"
+    answer = _last_json(done.stdout) if done.returncode == 0 else {}
+    return answer, f"{done.stdout.strip()} {done.stderr.strip()}"
 
 
 def _last_json(text: str) -> dict[str, object]:
@@ -117,14 +94,18 @@ def _last_json(text: str) -> dict[str, object]:
 
 def _wait_for_end(run_folder: Path, folder: Path, events_before: int) -> None:
     """Until the study's ledger says that it ended, or Flower says that its process did."""
-    told, next_check = 0, time.monotonic() + CHECK_RUN_EVERY_S
+    told, next_check, has_finished = 0, time.monotonic() + CHECK_RUN_EVERY_S, ""
     while True:
         told = _tell(run_folder / "study.log", told)
         lines = list(read_ledger(run_folder))[events_before:]
         if any(line.get("event") in END_EVENTS for line in lines):
             return
+        if has_finished:  # and the ledger, read after Flower said so, has no end of the study
+            raise DeploymentError(
+                f"the ServerApp ended ({has_finished}) without a result: see {folder}/superlink.log"
+            )
         if time.monotonic() > next_check:
-            _require_running(folder)
+            has_finished = _finished_status(folder)
             next_check = time.monotonic() + CHECK_RUN_EVERY_S
         time.sleep(0.5)
 
@@ -139,15 +120,12 @@ def _tell(log: Path, told: int) -> int:
         return file.tell()
 
 
-def _require_running(folder: Path) -> None:
-    command = [_program("flwr"), "ls", "local", "--format", "json"]
-    done = subprocess.run(
-        command, env=_environment(folder / "operator"), capture_output=True, text=True, timeout=60
-    )
-    runs = _last_json(done.stdout).get("runs", [])
+def _finished_status(folder: Path) -> str:
+    """How Flower says that the run ended; empty while it runs, or if Flower does not answer."""
+    answer, _ = _flwr(["ls", "local", "--format", "json"], folder / "operator")
+    runs = answer.get("runs", [])
     status = str(runs[0].get("status", "")) if isinstance(runs, list) and runs else ""
-    if status.startswith("finished"):
-        raise DeploymentError(f"the ServerApp ended ({status}) without a result: see {folder}/superlink.log")
+    return status if status.startswith("finished") else ""
 
 
 def _wait_for_port(port: int, log: Path) -> None:

@@ -11,7 +11,7 @@ NOT_CODES = {"COVID-19"}
 
 
 def sources() -> str:
-    packages = ("client", "server", "dsan_model", "simulation")
+    packages = ("client", "server", "dsan_daemon", "dsan_model", "simulation")
     text = "".join(path.read_text() for package in packages for path in (ROOT / package).glob("*.py"))
     return text.replace("{error.errno}", "N")  # SITE-OS-28 and its like share a paragraph
 

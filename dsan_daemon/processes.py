@@ -1,0 +1,193 @@
+"""Child processes that are kept running, stopped together, and never left behind.
+
+A supervisor records its children in a file. If it is killed itself, the next one ends what is left of them
+first, so that two SuperLinks never share a database nor two SuperNodes a key.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STOP_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+STEADY_S = 60.0  # who lived this long begins again with the first pause
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command to keep running: its arguments, its environment, and the file that takes its output."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+    first_pause_s: float = FIRST_PAUSE_S  # before it is started again; doubles while it keeps dying
+
+
+@dataclass
+class ProcessStatus:
+    """What became of a program so far."""
+
+    pid: int | None  # None while it waits to be started again
+    restarts: int
+    last_exit: int | None  # of the process before; negative: the signal that ended it
+    since: float  # time.monotonic() of its start or end
+
+
+@dataclass
+class _Child:
+    program: Program
+    process: subprocess.Popen[bytes] | None = None
+    status: ProcessStatus = field(default_factory=lambda: ProcessStatus(None, 0, None, time.monotonic()))
+    pause_s: float = 0.0
+    start_at: float = 0.0
+
+
+class Supervisor:
+    """Keeps programs running: one that ends is started again after a pause that grows while it keeps dying.
+
+    record: the file with the children's process numbers; its folder must be the daemon's alone.
+    """
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+        self._children: dict[str, _Child] = {}
+        end_leftovers(record)
+
+    def start(self, program: Program) -> None:
+        """Start a program, or replace the one of the same name."""
+        if program.name in self._children:
+            self.stop(program.name)
+        child = _Child(program)
+        self._children[program.name] = child
+        self._spawn(child)
+
+    def tend(self) -> list[str]:
+        """Start again what ended and has paused long enough; returns the names of what ended just now."""
+        now, ended = time.monotonic(), []
+        for child in self._children.values():
+            if child.process is not None and (code := child.process.poll()) is not None:
+                _end_group(child.process.pid, signal.SIGKILL)  # what it left of its own children
+                self._retire(child, code, now)
+                ended.append(child.program.name)
+            elif child.process is None and now >= child.start_at:
+                child.status.restarts += 1
+                self._spawn(child)
+        return ended
+
+    def restart(self, name: str) -> None:
+        """End a program that hangs; it starts again at once."""
+        child = self._children[name]
+        if child.process is not None:
+            code = stop_process(child.process, 0.0)
+            self._retire(child, code, time.monotonic())
+            child.start_at = 0.0
+
+    def status(self) -> dict[str, ProcessStatus]:
+        """How each program fares, by name."""
+        return {name: child.status for name, child in self._children.items()}
+
+    def stop(self, name: str, grace_s: float = STOP_S) -> None:
+        """End one program for good."""
+        child = self._children.pop(name)
+        if child.process is not None:
+            stop_process(child.process, grace_s)
+        self._write_record()
+
+    def stop_all(self, grace_s: float = STOP_S) -> None:
+        """End every program, the last started first."""
+        for name in reversed(list(self._children)):
+            self.stop(name, grace_s)
+
+    def _spawn(self, child: _Child) -> None:
+        program = child.program
+        child.process = spawn(program.command, program.environment, program.log)
+        child.status.pid, child.status.since = child.process.pid, time.monotonic()
+        self._write_record()
+
+    def _retire(self, child: _Child, code: int, now: float) -> None:
+        lived = now - child.status.since
+        first = child.program.first_pause_s
+        child.pause_s = (
+            first if lived >= STEADY_S or not child.pause_s else min(2 * child.pause_s, LONGEST_PAUSE_S)
+        )
+        child.process, child.start_at = None, now + child.pause_s
+        child.status.pid, child.status.last_exit, child.status.since = None, code, now
+        self._write_record()
+
+    def _write_record(self) -> None:
+        pids = [child.process.pid for child in self._children.values() if child.process is not None]
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._record.with_suffix(".partial")
+        partial.write_text(json.dumps({str(pid): started_at(pid) for pid in pids}))
+        partial.replace(self._record)
+
+
+@contextmanager
+def supervised(record: Path) -> Iterator[Supervisor]:
+    """A supervisor whose programs are all ended with the block."""
+    supervisor = Supervisor(record)
+    try:
+        yield supervisor
+    finally:
+        supervisor.stop_all()
+
+
+def spawn(command: tuple[str, ...], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A process that leads a session of its own; what it prints is appended to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop_process(process: subprocess.Popen[bytes], grace_s: float = STOP_S) -> int:
+    """SIGTERM to a process of `spawn`, then SIGKILL to it and its children; returns its exit status."""
+    with suppress(subprocess.TimeoutExpired):
+        if grace_s > 0 and process.poll() is None:
+            _end_group(process.pid, signal.SIGTERM)
+            process.wait(grace_s)
+    _end_group(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def end_leftovers(record: Path) -> list[int]:
+    """End the process groups that a killed supervisor left behind; returns their process numbers.
+
+    A process number that another program has got since is told by its start time and left alone.
+    """
+    try:
+        recorded = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    left = [int(pid) for pid, started in recorded.items() if started and started_at(int(pid)) == started]
+    for pid in left:
+        _end_group(pid, signal.SIGKILL)
+    record.unlink(missing_ok=True)
+    return left
+
+
+def started_at(pid: int) -> int | None:
+    """The start of a process in clock ticks since the boot (Linux); None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _end_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
