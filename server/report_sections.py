@@ -1,5 +1,6 @@
 """The sections of the report, in the order of the page; one without its data says why it is left out."""
 
+import math
 from collections.abc import Mapping
 
 from dsan_model.sampling import Branch
@@ -49,7 +50,9 @@ from server.report_tables import (
     traffic_table,
 )
 
-ROUNDS_PER_MATRIX = 24  # more columns than this do not fit the width of the page
+ROUNDS_PER_MATRIX = (
+    24  # more columns than this do not fit the width of the page: a longer study gets blocks of equal width
+)
 PAPER_NOTE = "Values of the paper stand small and grey, for orientation: other patients, scanners and scale."
 MARK_SIGN = {"accepted": "✓", "rejected": "R", "missing": "M", "unrecorded": "?"}
 
@@ -315,8 +318,10 @@ def _participation(run: RunFolder) -> Section:
 
 
 def _matrices(taken: Participation) -> list[Matrix]:
-    starts = range(0, len(taken.rounds), ROUNDS_PER_MATRIX)
-    return [_matrix(taken, taken.rounds[start : start + ROUNDS_PER_MATRIX]) for start in starts]
+    n_matrices = math.ceil(len(taken.rounds) / ROUNDS_PER_MATRIX)
+    width = math.ceil(len(taken.rounds) / max(1, n_matrices))
+    starts = range(0, len(taken.rounds), max(1, width))
+    return [_matrix(taken, taken.rounds[start : start + width]) for start in starts]
 
 
 def _matrix(taken: Participation, rounds: tuple[int, ...]) -> Matrix:

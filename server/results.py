@@ -20,7 +20,7 @@ from server.exchange import Exchange, Failure
 from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
 from server.rounds import Selection, pooled_validation
-from server.run_state import RunState, write_atomically
+from server.run_state import RoundRecord, RunState, write_atomically
 from server.study import StudyConfig, differences_from_paper
 
 RESULTS = "results.json"
@@ -69,7 +69,11 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         "ensemble": _ensemble(outcome.ensemble),
         **_score_tables(outcome),
         "attention": _attention(outcome.explained.attention),
-        "timing": {"total_s": total_s, "rounds": _round_times(outcome.state)},
+        "timing": {
+            "total_s": total_s,
+            "site_training_s": sum(_training_seconds(record) for record in outcome.state.history),
+            "rounds": _round_times(outcome.state),
+        },
         "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
         "shrunk": [
             {"what": what, "paper": paper, "here": here}
@@ -231,6 +235,10 @@ def _means(sums: list[AttentionSums]) -> Row:
     return {"cases": cases} | {
         key: sum(getattr(item, key) for item in sums) / cases if cases else None for key in keys
     }
+
+
+def _training_seconds(record: RoundRecord) -> float:
+    return sum(branch.seconds for site in record.training.values() for branch in site.values())
 
 
 def _round_times(state: RunState) -> list[Row]:

@@ -150,7 +150,7 @@ def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
 PRESETS: dict[str, dict[str, object]] = {
     "full": {},
     "demo": {
-        "rounds": 24,
+        "rounds": 28,
         "input": {"shape_dhw": [32, 64, 64], "antialias": True},
         "network": {
             "blocks": [1, 1, 1, 1],

@@ -10,6 +10,7 @@ from typing import Any
 
 from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
+from server.report_input import ReportError
 from server.rounds import StudyPausedError
 from server.study import PRESETS, StudyConfig
 from simulation.deployment_engine import DeploymentError
@@ -23,7 +24,7 @@ from simulation.federated_study import (
     run_prepared,
     write_study,
 )
-from simulation.hospitals import plan_hospitals, write_hospitals
+from simulation.hospitals import HospitalsError, plan_hospitals, write_hospitals
 from simulation.ray_engine import MissingRayError
 from simulation.real_hospitals import write_real_hospitals
 
@@ -80,7 +81,7 @@ def run_command(options: RunOptions, started: float) -> int:
         return _refuse(error, BAD_CONFIGURATION if is_configuration else BAD_DATA)
     except (MissingRayError, DeploymentError) as error:
         return _refuse(error, UNAVAILABLE)
-    except StudyPausedError as error:
+    except (StudyPausedError, HospitalsError, ReportError) as error:
         return _refuse(error, INCOMPLETE)
 
 
@@ -91,6 +92,8 @@ def hospitals_command(options: HospitalOptions) -> int:
         sites = _write_hospitals(options, study)
     except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
+    except HospitalsError as error:
+        return _refuse(error, INCOMPLETE)
     sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
     sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")
     return DONE
@@ -127,7 +130,8 @@ def _run(options: RunOptions, started: float) -> int:
     with stopwatch.phase("preparing"):
         prepared = prepare_hospitals(sites, study, options.workers)
     results = run_prepared(run_folder, study, prepared, Engine(options.engine), options.workers, stopwatch)
-    sys.stdout.write(_headline(results, run_folder, stopwatch, time.monotonic() - started))
+    seconds = time.monotonic() - started
+    sys.stdout.write(_headline(results, run_folder, stopwatch, seconds, options.workers))
     return DONE if results["complete"] else INCOMPLETE
 
 
@@ -205,11 +209,18 @@ def _tell_what_is_shrunk(study: StudyConfig) -> None:
             log.info("  %-28s %s instead of %s", what, here, paper)
 
 
-def _headline(results: dict[str, Any], run_folder: Path, stopwatch: Stopwatch, seconds: float) -> str:
+def _headline(
+    results: dict[str, Any], run_folder: Path, stopwatch: Stopwatch, seconds: float, workers: int
+) -> str:
     state = "complete" if results["complete"] else "INCOMPLETE: see the report"
     lines = [f"\nStudy {results['study']['name']}: {state}", _table(results)]
     phases = ", ".join(f"{name} {s:.0f} s" for name, s in stopwatch.phases.items())
-    lines.append(f"{seconds:.0f} s in all ({phases}); peak memory {peak_memory_bytes() / 2**30:.1f} GiB")
+    lines.append(f"{seconds:.0f} s in all ({phases})")
+    training_s = results["timing"]["site_training_s"]
+    lines.append(
+        f"sites trained for {training_s:.0f} s, {workers} at a time; the largest process took "
+        f"{peak_memory_bytes() / 2**30:.1f} GiB"
+    )
     lines.append(f"report: {os.path.relpath(run_folder / 'report.html')}\n")
     return "\n".join(lines)
 

@@ -35,6 +35,10 @@ PLAN_MARKER = ".plan"  # in the folder of every hospital that was written by pro
 FIRST_SCAN, HELD_OUT_FIRST_SCAN = date(2020, 1, 20), date(2020, 3, 1)  # IV-A splits by date
 
 
+class HospitalsError(Exception):
+    """The hospitals could not be written; the text says where, why and what to do."""
+
+
 @dataclass(frozen=True)
 class HospitalPlan:
     """One hospital: how many scans of each class, by which scanner, written as what."""
@@ -157,6 +161,7 @@ def write_hospitals(
     `shape_DHW` is the grid of the scans before orientation, `recipe` what site.toml asks for. `progress` is
     called with the scans written and their total. What an interrupted call has written is kept. A folder
     that was written from another plan, grid, seed or recipe is not touched: FileExistsError.
+    HospitalsError if a process that writes dies.
     """
     cohorts = {out / plan.name: tuple(draw_cases(out / plan.name, plan, shape_DHW, seed)) for plan in plans}
     for folder, cases in cohorts.items():
@@ -166,7 +171,10 @@ def write_hospitals(
     done = total - len(waiting)
     for case, result in parallel_map(write_case, waiting, workers):
         if isinstance(result, WorkerDied):
-            raise RuntimeError(f"case {case.case_id}: the process that wrote it died (out of memory?)")
+            raise HospitalsError(
+                f"{case.hospital}: the process that wrote case {case.case_id} died (out of memory?): "
+                "give the same command again with fewer --workers; what is written is kept"
+            )
         done += 1
         if progress is not None:
             progress(done, total)
