@@ -26,7 +26,8 @@ from client.volume_store import write_atomically
 from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Label
 from dsan_model.preprocessing import Recipe
-from simulation.phantoms import SCANNERS, PhantomPlan, Scanner, infection_ratio_at, phantom
+from simulation.phantoms import PhantomPlan, infection_ratio_at, phantom
+from simulation.scanners import SCANNERS, Scanner
 
 FileFormat = Literal["nifti", "dicom"]
 

@@ -27,7 +27,8 @@ from client.segmentation import segment_lungs
 from client.volume_store import write_atomically
 from dsan_model.cases import Label
 from dsan_model.preprocessing import Recipe
-from simulation.phantoms import LOBES, infection_ratio_at
+from simulation.phantom_anatomy import LOBES
+from simulation.phantoms import infection_ratio_at
 
 COVID_SCAN = "covid-ct-md/P002_dicom"
 CAP_SCAN = "covid-ct-md/cap002_256.nii.gz"
@@ -151,7 +152,7 @@ def implant(
     """The scan with a lesion (int16, HU) and its mask (uint8), which takes this share of the lungs' voxels.
 
     COVID-19 is peripheral ground glass in several places, CAP the consolidation of one lobe with open
-    airways, as in simulation.phantoms. Vessels stay where ground glass is thinner than they are.
+    airways, as in simulation.phantom_lesions. Vessels stay where ground glass is thinner than they are.
     """
     wanted = max(1, round(infection_ratio * len(normal)))
     score_n = _score(normal, label, wanted, rng)

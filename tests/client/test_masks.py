@@ -10,7 +10,8 @@ from client.preparation import load_prepared, prepare_cohort
 from client.site import SiteConfig, read_site
 from client.volume_store import read_stored_case
 from dsan_model.cases import Label
-from simulation.phantoms import SCANNERS, PhantomPlan, phantom
+from simulation.phantoms import PhantomPlan, phantom
+from simulation.scanners import SCANNERS
 
 CLASSICAL = 'lungs = "classical"\n'
 CRUDE = 'infection = "crude"\n'

@@ -10,7 +10,8 @@ from client.findings import FindingError
 from client.images import read_ct
 from client.segmentation import estimate_infection, segment_lungs
 from dsan_model.cases import Label
-from simulation.phantoms import SCANNERS, Phantom, PhantomPlan, phantom
+from simulation.phantoms import Phantom, PhantomPlan, phantom
+from simulation.scanners import SCANNERS
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "ct"
 SHAPE_DHW = (64, 96, 96)

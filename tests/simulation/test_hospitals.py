@@ -15,7 +15,8 @@ from client.site import read_site
 from dsan_model.cases import Label, RatioGroup, infection_ratio, ratio_group
 from dsan_model.preprocessing import Recipe
 from simulation.hospitals import HospitalPlan, draw_cases, plan_hospitals, write_hospitals
-from simulation.phantoms import SCANNERS, phantom
+from simulation.phantoms import phantom
+from simulation.scanners import SCANNERS
 
 SHAPE_DHW = (16, 32, 32)
 RECIPE = Recipe((16, 32, 32), antialias=True)

@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from dsan_model.cases import Label, RatioGroup, SizeGroup, infection_ratio, ratio_group, size_group
+from simulation.phantom_lesions import MIN_LESION_VOXELS
 from simulation.phantoms import (
-    MIN_LESION_VOXELS,
-    SCANNERS,
     Phantom,
     PhantomPlan,
-    Scanner,
     draw_infection_ratio,
     infection_ratio_at,
     phantom,
     right_lung_mark,
 )
+from simulation.scanners import SCANNERS, Scanner
 
 SMALL_DHW = (24, 64, 64)
 PLAN = PhantomPlan(Label.COVID, 0.05, SCANNERS[0], SMALL_DHW, anatomy_seed=1, lesion_seed=2)
