@@ -1,0 +1,306 @@
+"""How a study stands, from the files of the centre: sites x rounds, who works on what, who is late and why.
+
+Status, console and metrics all read this. Nothing here needs the daemon to live.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+from dsan_model.configuration import ConfigurationError
+from server.ledger import read_ledger
+from server.study import StudyConfig, read_study
+from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, read_watch
+
+SILENT_S = 30.0  # a connected site speaks every five seconds
+SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times its usual time in a round
+CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
+ENDS = ("complete", "incomplete", "paused")
+BEGINNINGS = ("started", "resumed")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as a whole; times are unix seconds, None where there is none yet."""
+
+    name: str
+    study: str
+    state: str  # running, interrupted, paused, complete, incomplete, waiting
+    round: int  # the one in work, or the last finished one
+    rounds: int
+    began: float | None = None
+    changed: float | None = None  # the last line of the ledger
+    round_began: float | None = None
+    round_deadline: float | None = None
+    round_seconds: float | None = None  # of the last finished round
+    ends_at: float | None = None  # of the rounds, as the last ones took
+    message: str = ""  # the last word of the ledger on the run
+
+
+@dataclass(frozen=True)
+class SiteInRun:
+    """A site in the run: what the ledger knows of its rounds and SiteWatch of its work."""
+
+    name: str
+    role: str  # training, held-out, enrolled
+    known: WatchedSite | None  # None: SiteWatch never heard of it
+    rounds: dict[int, str] = field(default_factory=dict)  # accepted, ...; see MARKS of status_text.py
+    reasons: dict[int, str] = field(default_factory=dict)  # code: message, of what was not accepted
+    usual_seconds: float | None = None  # of its accepted rounds
+    late: str = ""  # why it needs a look, in words; empty: it does not
+
+    @property
+    def report(self) -> SiteReport:
+        """What it last said of itself."""
+        return self.known.status if self.known else SiteReport()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its stream stands."""
+        return self.known is not None and self.known.connected
+
+    def last_contact_age_s(self, now: float) -> float | None:
+        """Seconds since it was heard."""
+        return max(0.0, now - self.known.last_contact) if self.known else None
+
+
+@dataclass(frozen=True)
+class CentreStatus:
+    """Everything that `dsan-server status` shows."""
+
+    now: float
+    is_watching: bool  # SiteWatch runs
+    run: RunStatus | None
+    sites: tuple[SiteInRun, ...]
+    events: tuple[tuple[float, str, str], ...] = ()  # time, event, message; oldest first
+
+
+def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
+    """How the centre of a folder stands; run_name None: the run that changed last."""
+    now = time.time()
+    state = folder / "state"
+    watched = read_watch(state)
+    run_folder = folder / "runs" / run_name if run_name else newest_run(folder / "runs")
+    if run_folder is None:
+        sites = tuple(_idle(name, watched, now) for name in sorted({*_enrolled(folder), *watched}))
+        return CentreStatus(now, is_watching(state), None, sites)
+    return _with_run(folder, run_folder, watched, now)
+
+
+def newest_run(runs: Path) -> Path | None:
+    """The run whose ledger, or failing that whose study, changed last."""
+    found = [path.parent for path in runs.glob("*/study.toml")]
+    return max(found, key=_changed, default=None)
+
+
+def is_run_in_work(run_folder: Path) -> bool:
+    """Whether a ServerApp holds the run; /proc/locks is read, so that looking never gets in its way."""
+    try:
+        inode = (run_folder / ".lock").stat().st_ino
+        held = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    return any(
+        line.split()[5].rpartition(":")[2] == str(inode) for line in held.splitlines() if "FLOCK" in line
+    )
+
+
+def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> CentreStatus:
+    try:
+        study = read_study(run_folder / "study.toml")
+    except (OSError, ConfigurationError) as error:
+        run = RunStatus(run_folder.name, run_folder.name, "unreadable", 0, 0, message=str(error))
+        return CentreStatus(now, is_watching(folder / "state"), run, ())
+    lines = [line for line in read_ledger(run_folder) if "time" in line]
+    run = _run_status(run_folder, study, lines)
+    names = _roles(run_folder, study, _enrolled(folder), watched, lines)
+    sites = tuple(_site_status(name, role, run, lines, watched, now) for name, role in names.items())
+    events = tuple(
+        (_unix(line), str(line.get("event")), str(line.get("message") or ""))
+        for line in lines
+        if line.get("event") != "round"
+    )
+    return CentreStatus(now, is_watching(folder / "state"), run, sites, events)
+
+
+def _run_status(run_folder: Path, study: StudyConfig, lines: list[dict[str, object]]) -> RunStatus:
+    seconds = [entry["seconds"] for entry in round_entries(run_folder)]
+    finished = len(seconds)
+    events = [line for line in lines if line.get("event") != "round"]
+    state = _state(run_folder, events)
+    in_rounds = state == "running" and finished < study.rounds
+    began_anew = max((_unix(line) for line in events if line["event"] in BEGINNINGS), default=None)
+    entries = [_unix(line) for line in lines if line.get("event") == "round"]
+    round_began = max(filter(None, (began_anew, entries[-1] if entries else None)), default=None)
+    usual = median(seconds[-5:]) if seconds else None
+    return RunStatus(
+        name=run_folder.name,
+        study=study.name,
+        state=state,
+        round=min(finished + 1, study.rounds) if in_rounds else finished,
+        rounds=study.rounds,
+        began=next((_unix(line) for line in events if line["event"] == "started"), None),
+        changed=_unix(lines[-1]) if lines else None,
+        round_began=round_began if in_rounds else None,
+        round_deadline=round_began + study.participation.deadline_h * 3600
+        if in_rounds and round_began
+        else None,
+        round_seconds=seconds[-1] if seconds else None,
+        ends_at=round_began + usual * (study.rounds - finished)
+        if in_rounds and usual and round_began
+        else None,
+        message=str(events[-1].get("message") or "") if events else "",
+    )
+
+
+def _state(run_folder: Path, events: list[dict[str, object]]) -> str:
+    if is_run_in_work(run_folder):
+        return "running"
+    last = events[-1]["event"] if events else None
+    if last is None:
+        return "waiting"
+    return str(last) if last in ENDS else "interrupted"
+
+
+def round_entries(run_folder: Path) -> list[dict[str, float]]:
+    """What rounds/*/state.json say, in the order of rounds, unverified: `round`, `seconds`, bytes."""
+    found = []
+    for path in sorted((run_folder / "rounds").glob("[0-9]*/state.json")):
+        try:
+            entry = json.loads(path.read_bytes())
+            keys = ("round", "seconds", "bytes_to_sites", "bytes_from_sites")
+            found.append({key: float(entry[key]) for key in keys})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _roles(
+    run_folder: Path,
+    study: StudyConfig,
+    enrolled: Iterable[str],
+    watched: Watched,
+    lines: list[dict[str, object]],
+) -> dict[str, str]:
+    """Every site that belongs to the run, then the other enrolled ones."""
+    training = set(study.sites.training) | {
+        str(line["site"]) for line in lines if line.get("event") == "round"
+    }
+    if not study.sites.training and not study.sites.held_out:
+        training |= set(_described(run_folder))
+    roles = dict.fromkeys(sorted(training), "training")
+    roles |= dict.fromkeys(sorted(set(study.sites.held_out) - set(roles)), "held-out")
+    return roles | dict.fromkeys(sorted({*enrolled, *watched} - set(roles)), "enrolled")
+
+
+def _described(run_folder: Path) -> list[str]:
+    try:
+        found = json.loads((run_folder / "sites.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    return list(found) if isinstance(found, dict) else []
+
+
+def _enrolled(folder: Path) -> list[str]:
+    return [path.stem for path in (folder / "sites").glob("*.json")]
+
+
+def _site_status(
+    name: str,
+    role: str,
+    run: RunStatus,
+    lines: list[dict[str, object]],
+    watched: Watched,
+    now: float,
+) -> SiteInRun:
+    rounds, reasons, seconds = _ledger_of(name, lines)
+    known = watched.get(name)
+    if role == "training" and run.state == "running" and run.round_began is not None:
+        rounds[run.round] = _in_work(known, run)
+        reasons.pop(run.round, None)
+    site = SiteInRun(name, role, known, rounds, reasons, median(seconds[-5:]) if seconds else None)
+    return replace(site, late=_why_late(site, run, now))
+
+
+def _in_work(known: WatchedSite | None, run: RunStatus) -> str:
+    """How far a site is with the round in work, by its own word: waiting, working or answered."""
+    if known is None or (known.status.study, known.status.round) != (run.study, run.round):
+        return "waiting"
+    return "answered" if known.status.phase == "idle" else "working"
+
+
+def _idle(name: str, watched: Watched, now: float) -> SiteInRun:
+    site = SiteInRun(name, "enrolled", watched.get(name))
+    return replace(site, late=_why_away(site, now))
+
+
+def _ledger_of(
+    site: str, lines: list[dict[str, object]]
+) -> tuple[dict[int, str], dict[int, str], list[float]]:
+    """Status by round (accepted only if every branch was), reason by round, seconds of accepted rounds."""
+    by_branch: dict[int, dict[str, dict[str, object]]] = {}
+    for line in lines:
+        if line.get("event") == "round" and line.get("site") == site:
+            by_branch.setdefault(int(str(line["round"])), {})[str(line["branch"])] = line
+    rounds, reasons, seconds = {}, {}, []
+    for number, entries in by_branch.items():
+        failed = [entry for entry in entries.values() if entry["status"] != "accepted"]
+        rounds[number] = str(failed[0]["status"]) if failed else "accepted"
+        if failed:
+            reasons[number] = f"{failed[0].get('code')}: {failed[0].get('message')}"
+        else:
+            seconds.append(sum(float(str(entry.get("seconds") or 0)) for entry in entries.values()))
+    return rounds, reasons, seconds
+
+
+def _why_late(site: SiteInRun, run: RunStatus, now: float) -> str:
+    if run.state == "running" and site.role != "enrolled":
+        return _why_away(site, now) or _why_slow(site, run, now)
+    return _why_away(site, now) if site.known is not None else ""
+
+
+def _why_away(site: SiteInRun, now: float) -> str:
+    known = site.known
+    if known is None:
+        return "never heard of: its daemon has not connected to SiteWatch"
+    if not known.connected:
+        return f"not connected for {duration(now - known.since)}: {known.reason or 'no reason known'}"
+    age = now - known.last_contact
+    if age > SILENT_S:
+        return f"silent for {duration(age)} on a connection that stands"
+    if known.clock_ahead_s > CLOCK_S:
+        return f"its clock is {known.clock_ahead_s:.0f} s ahead: Flower refuses it until that is mended"
+    return ""
+
+
+def _why_slow(site: SiteInRun, run: RunStatus, now: float) -> str:
+    last = max((number for number in site.rounds if number < run.round), default=None)
+    if last is not None and site.rounds[last] in ("missing", "rejected"):
+        return f"round {last} {site.rounds[last]}: {site.reasons.get(last, '')}"
+    worked = now - run.round_began if run.round_began is not None else 0.0
+    usual = max(site.usual_seconds or 0.0, run.round_seconds or 0.0)
+    if run.round in site.rounds and usual and worked > SLOW_FACTOR * usual:
+        return f"slow: {duration(worked)} in round {run.round}, which usually takes {duration(usual)}"
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 42 s, 5 min, 3.2 h."""
+    if seconds < 100:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _unix(line: dict[str, object]) -> float:
+    return datetime.fromisoformat(str(line["time"])).timestamp()
+
+
+def _changed(run_folder: Path) -> float:
+    for name in ("ledger.jsonl", "study.toml"):
+        if (run_folder / name).exists():
+            return (run_folder / name).stat().st_mtime
+    return 0.0

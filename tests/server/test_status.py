@@ -1,0 +1,172 @@
+"""Sites x rounds as the operator sees them, over a centre's folder written by the real writers."""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from centre_folder import write_centre, write_watched
+
+from server.ledger import append_event
+from server.status import SiteInRun, centre_status, duration, newest_run
+from server.status_text import doing, status_json, status_text
+from server.watch_file import SiteReport, WatchedSite, read_watch
+
+
+@contextmanager
+def in_work(run: Path) -> Iterator[None]:
+    """The run is held as by a ServerApp."""
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """A centre's folder whose study is in its third round."""
+    with in_work(write_centre(tmp_path)):
+        yield tmp_path
+
+
+def site(folder: Path, name: str) -> SiteInRun:
+    return next(site for site in centre_status(folder).sites if site.name == name)
+
+
+def test_the_round_in_work_is_the_one_after_the_last_finished(running: Path) -> None:
+    run = centre_status(running).run
+    assert run is not None
+    assert (run.state, run.round, run.rounds, run.round_seconds) == ("running", 3, 5, 14.0)
+    assert run.round_began is not None
+    assert run.round_deadline == pytest.approx(run.round_began + 12 * 3600)
+    assert run.ends_at == pytest.approx(run.round_began + 3 * 14.0)
+
+
+def test_every_site_has_its_role_and_what_came_of_each_round(running: Path) -> None:
+    sites = {site.name: (site.role, site.rounds) for site in centre_status(running).sites}
+    assert sites == {
+        "east": ("training", {1: "accepted", 2: "accepted", 3: "working"}),
+        "north": ("training", {1: "accepted", 2: "accepted", 3: "answered"}),
+        "south": ("training", {1: "accepted", 2: "missing", 3: "waiting"}),
+        "west": ("held-out", {}),
+        "spare": ("enrolled", {}),
+    }
+
+
+def test_who_is_late_is_said_with_the_reason_and_nobody_else(running: Path) -> None:
+    late = {site.name: site.late for site in centre_status(running).sites if site.late}
+    assert set(late) == {"south", "west"}
+    assert late["south"].startswith("not connected for 5")
+    assert "its connection broke" in late["south"]
+    assert "never heard of" in late["west"]
+
+
+def test_a_site_that_missed_the_last_round_is_named_with_its_code_though_it_is_back(running: Path) -> None:
+    now = time.time()
+    write_watched(running, south=WatchedSite(SiteReport("eight", 3, "us", "training"), now, True, now))
+    assert (
+        site(running, "south").late == "round 2 missing: SITE-GPU-MEMORY: the GPU's memory does not suffice"
+    )
+
+
+def test_a_site_that_is_silent_on_a_standing_connection_is_named(running: Path) -> None:
+    known = read_watch(running / "state")["east"]
+    write_watched(running, east=replace(known, last_contact=time.time() - 40))
+    assert site(running, "east").late.startswith("silent for 4")
+
+
+def test_a_clock_that_flower_will_refuse_is_named(running: Path) -> None:
+    known = read_watch(running / "state")["east"]
+    write_watched(running, east=replace(known, clock_ahead_s=61.0))
+    assert "clock is 61 s ahead" in site(running, "east").late
+
+
+def test_a_round_that_takes_much_longer_than_usual_is_named(running: Path) -> None:
+    ledger = running / "runs" / "eight" / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    for line in lines:
+        line["time"] = "2026-01-01T00:00:00.000+00:00"
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert site(running, "east").late.startswith("slow: ")
+
+
+@pytest.mark.parametrize(("event", "state"), [("paused", "paused"), ("incomplete", "incomplete")])
+def test_a_run_that_ended_is_what_its_ledger_says(tmp_path: Path, event: str, state: str) -> None:
+    run = write_centre(tmp_path)
+    append_event(run, event, "why")
+    found = centre_status(tmp_path).run
+    assert found is not None
+    assert (found.state, found.round, found.message, found.round_began) == (state, 2, "why", None)
+
+
+def test_a_run_whose_server_died_is_interrupted(tmp_path: Path) -> None:
+    write_centre(tmp_path)
+    run = centre_status(tmp_path).run
+    assert run is not None
+    assert run.state == "interrupted"
+
+
+def test_looking_does_not_keep_the_server_off_its_run(tmp_path: Path) -> None:
+    run = write_centre(tmp_path)
+    (run / ".lock").touch()
+    centre_status(tmp_path)
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_run_that_changed_last_is_shown_unless_another_is_asked_for(running: Path) -> None:
+    other = running / "runs" / "nine"
+    other.mkdir()
+    (other / "study.toml").write_text('name = "nine"\n')
+    assert newest_run(running / "runs") == other
+    assert "eight: running" in status_text(running, "eight")
+
+
+def test_a_study_that_does_not_read_is_said_not_hidden(running: Path) -> None:
+    (running / "runs" / "eight" / "study.toml").write_text("name = 7\n")
+    text = status_text(running)
+    assert "unreadable" in text
+    assert "study.toml" in text
+
+
+def test_without_a_run_the_sites_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites" / "north.json").write_text("{}")
+    text = status_text(tmp_path)
+    assert "no run yet" in text
+    assert "north" in text
+
+
+def test_the_text_shows_step_eta_contact_and_reasons(running: Path) -> None:
+    text = status_text(running)
+    east = next(line for line in text.splitlines() if line.startswith("east"))
+    for part in ("training ss", "30/120", "95 s", "ago", "✓✓▶"):
+        assert part in east
+    assert "✓–·" in text
+    assert "! south: not connected" in text
+    assert "SiteWatch does not run" not in text
+
+
+def test_a_dead_site_watch_is_said(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.watch_file.STALE_S", -1.0)
+    assert "SiteWatch does not run" in status_text(running)
+
+
+def test_json_holds_the_same(running: Path) -> None:
+    found = json.loads(status_json(running))
+    east = next(site for site in found["sites"] if site["name"] == "east")
+    assert found["run"]["round"] == 3
+    assert (east["now"]["done"], east["now"]["steps"], east["rounds"]["3"]) == (30, 120, "working")
+    assert next(site for site in found["sites"] if site["name"] == "west")["now"] is None
+
+
+def test_what_a_site_did_before_it_left_is_not_shown_as_what_it_does(running: Path) -> None:
+    assert doing(site(running, "south")) == "not connected"
+    assert doing(site(running, "west")) == ""
+
+
+def test_durations_are_for_people() -> None:
+    assert [duration(s) for s in (-1, 42.4, 300, 11520)] == ["0 s", "42 s", "5 min", "3.2 h"]
