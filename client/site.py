@@ -1,33 +1,26 @@
 """A site's own settings: site.toml."""
 
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError
 
 from client.findings import Finding, FindingError
+from dsan_model.configuration import Problem, Strict, load_toml, problems_of
 from dsan_model.preprocessing import Recipe
 
 Side = Annotated[int, Field(ge=8, le=1024)]
 
 
-class _Table(BaseModel):
-    """A table of site.toml: nothing is coerced, nothing unknown is taken, nothing changes later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class RecipeTable(_Table):
+class RecipeTable(Strict):
     """[recipe]: what a study prescribes for the preparation; the defaults are the paper's (IV-B)."""
 
     shape_dhw: Annotated[tuple[Side, Side, Side], Field(strict=False)] = (138, 256, 256)
     antialias: bool = False
 
 
-class MachineTable(_Table):
+class MachineTable(Strict):
     """[machine]: what this computer gives to the work."""
 
     workers: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: one for each core
@@ -35,20 +28,20 @@ class MachineTable(_Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class AuditTable(_Table):
+class AuditTable(Strict):
     """[audit]: what is still accepted beyond the paper's protocol."""
 
     max_slice_thickness_mm: Annotated[float, Field(gt=0, le=50)] = 5.0
 
 
-class SegmentationTable(_Table):
+class SegmentationTable(Strict):
     """[segmentation]: where the masks come from that cohort.csv does not name; "given": nowhere."""
 
     lungs: Literal["given", "classical"] = "given"
     infection: Literal["given", "crude"] = "given"
 
 
-class SiteConfig(_Table):
+class SiteConfig(Strict):
     """site.toml, checked. Paths in it are relative to its folder, `home`.
 
     A new table gets a class above and a field here; every field but the name has a default, so that a file
@@ -102,7 +95,7 @@ def read_site(path: Path) -> SiteConfig:
     an unknown key is an error and comes with the nearest known one.
     """
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        table = load_toml(path)
     except OSError as error:
         fix = "Give the path of site.toml with --config, or write one with `dsan-client init`."
         raise _bad("SITE-FILE", str(path), f"the file cannot be read ({error.strerror})", fix) from None
@@ -116,37 +109,21 @@ def read_site(path: Path) -> SiteConfig:
     try:
         return SiteConfig.model_validate({**table, "home": path.resolve().parent})
     except ValidationError as error:
-        raise _first_of(error.errors(), path.name) from None
+        raise _first_of(problems_of(error, SiteConfig), path.name) from None
 
 
-def _first_of(errors: list[ErrorDetails], file_name: str) -> FindingError:
-    errors.sort(key=lambda error: error["type"] != "extra_forbidden")  # a key misspelt is also one missing
-    first, others = errors[0], [_key(error["loc"]) for error in errors[1:]]
+def _first_of(problems: list[Problem], file_name: str) -> FindingError:
+    first, others = problems[0], [problem.key for problem in problems[1:]]
     also = f" (also wrong: {', '.join(others)})" if others else ""
-    where = f"{file_name}, key {_key(first['loc'])}"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"])
-        nearest = get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        fix = f"Did you mean {nearest[0]}?" if nearest else f"Known here are {', '.join(known)}."
+    where = f"{file_name}, key {first.key}"
+    if first.kind == "unknown":
+        known = ", ".join(key for key in first.known if key != "home")
+        fix = f"Did you mean {first.nearest}?" if first.nearest else f"Known here are {known}."
         return _bad("SITE-KEY", where, f"the key is not known{also}", fix)
-    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+    if first.kind == "missing":
         return _bad("SITE-MISSING", where, f"the key is missing{also}", "Add it.")
-    reason = "it must be a table" if first["type"] == "model_type" else first["msg"]
-    message = f"{first['input']!r} is not accepted: {reason}{also}"
+    message = f"{first.found!r} is not accepted: {first.reason}{also}"
     return _bad("SITE-VALUE", where, message, "Correct the value.")
-
-
-def _key(place: tuple[int | str, ...]) -> str:
-    """("recipe", "shape_dhw", 1) as recipe.shape_dhw[1]."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
-
-
-def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    table: type[BaseModel] = SiteConfig
-    for part in place[:-1]:
-        inner: Any = table.model_fields[str(part)].annotation
-        table = inner
-    return [key for key in table.model_fields if key != "home"]
 
 
 def _bad(code: str, where: str, message: str, fix: str) -> FindingError:

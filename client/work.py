@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -22,6 +23,7 @@ from client.volume_store import load_masks, load_volume
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup
 from dsan_model.ensemble import ensemble_counts, ensemble_score_counts
 from dsan_model.explain import AttentionScores, attention_of, attention_scores
+from dsan_model.golden_case import GoldenResult, golden_result
 from dsan_model.metrics import ScoreCounts, probability_counts, score_counts
 from dsan_model.network import AttentionResNet
 from dsan_model.protocol import (
@@ -84,6 +86,8 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
         demographics=tuple(_demographics(label, cases.all.entries) for label in Label),
         ratio_histogram={label: _ratio_histogram(label, cases.all) for label in Label},
         left_out=count_left_out(site.config),
+        withheld=(),
+        golden_case=_golden_result(site.machine.device),
     )
 
 
@@ -303,6 +307,11 @@ def _demographics(label: Label, entries: tuple[PreparedEntry, ...]) -> Demograph
 def _ratio_histogram(label: Label, samples: CaseSamples) -> tuple[int, ...]:
     ratios = [case.infection_ratio for case in samples.cases if case.label is label]
     return tuple(np.histogram(ratios, bins=RATIO_EDGES)[0].tolist())
+
+
+@cache
+def _golden_result(device: torch.device) -> GoldenResult:
+    return golden_result(device)  # a second; the sites of a simulation share a process
 
 
 def _versions() -> dict[str, str]:

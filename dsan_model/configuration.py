@@ -3,10 +3,12 @@
 import difflib
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 Configuration = TypeVar("Configuration", bound=BaseModel)
 
@@ -25,10 +27,39 @@ class ConfigurationError(Exception):
         self.problems = problems
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a table."""
+
+    kind: Literal["unknown", "missing", "value"]
+    place: tuple[str | int, ...]  # ("recipe", "shape_dhw", 1)
+    found: Any  # of a value
+    reason: str  # of a value: what it may be
+    nearest: str | None  # of an unknown key
+    known: tuple[str, ...]  # of an unknown key: what its table may hold
+
+    @property
+    def key(self) -> str:
+        """As it is written: recipe.shape_dhw[1]."""
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.place)
+        return "".join(parts).removeprefix(".")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The file's tables; OSError, UnicodeDecodeError, or TOMLDecodeError (its text has line and column)."""
+    return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+
+
+def problems_of(error: ValidationError, kind: type[BaseModel]) -> list[Problem]:
+    """What pydantic found wrong with a table of this kind, keys that are misspelt first."""
+    problems = [_problem(detail, kind) for detail in error.errors()]
+    return sorted(problems, key=lambda problem: problem.kind != "unknown")  # misspelt is also missing
+
+
 def read_configuration(path: Path, kind: type[Configuration]) -> Configuration:
     """The file as `kind`. ConfigurationError names each unknown key with its nearest, each bad value."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = load_toml(path)
     except FileNotFoundError:
         raise ConfigurationError([f"{path}: there is no such file"]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -43,8 +74,7 @@ def parse_configuration(table: dict[str, Any], kind: type[Configuration], where:
     try:
         return kind.model_validate_json(_as_json(table))
     except ValidationError as error:
-        problems = [f"{where}: {_problem(dict(detail), kind)}" for detail in error.errors()]
-        raise ConfigurationError(problems) from error
+        raise ConfigurationError([f"{where}: {_text(p)}" for p in problems_of(error, kind)]) from error
 
 
 def _as_json(table: dict[str, Any]) -> str:
@@ -52,25 +82,35 @@ def _as_json(table: dict[str, Any]) -> str:
     return json.dumps(table, default=str)
 
 
-def _problem(detail: dict[str, Any], kind: type[BaseModel]) -> str:
-    location = tuple(str(part) for part in detail["loc"])
-    key = ".".join(location)
+def _problem(detail: ErrorDetails, kind: type[BaseModel]) -> Problem:
+    place = detail["loc"]
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(kind, location[:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
+        known = _known_keys(kind, place[:-1])
+        nearest = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+        return Problem("unknown", place, None, "", nearest[0] if nearest else None, known)
+    if detail["type"] == "missing" and isinstance(place[-1], str):
+        return Problem("missing", place, None, "", None, ())
+    is_table = detail["type"] == "model_type"
+    reason = "it must be a table" if is_table else detail["msg"].removeprefix("Value error, ")
+    return Problem("value", place, detail["input"], reason, None, ())
+
+
+def _text(problem: Problem) -> str:
+    key = ".".join(str(part) for part in problem.place)
+    if problem.kind == "unknown":
+        known = ", ".join(problem.known)
+        hint = f"did you mean {problem.nearest!r}?" if problem.nearest else f"known here: {known}"
         return f"unknown key {key!r}; {hint}"
-    if detail["type"] == "missing":
+    if problem.kind == "missing":
         return f"key {key!r} is missing"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"key {key!r}: {message} (found {detail['input']!r})" if key else message
+    return f"key {key!r}: {problem.reason} (found {problem.found!r})" if key else problem.reason
 
 
-def _known_keys(kind: type[BaseModel], tables: tuple[str, ...]) -> list[str]:
+def _known_keys(kind: type[BaseModel], tables: tuple[int | str, ...]) -> tuple[str, ...]:
     for table in tables:
-        field = kind.model_fields.get(table)
+        field = kind.model_fields.get(str(table))
         annotation = field.annotation if field else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return ()
         kind = annotation
-    return list(kind.model_fields)
+    return tuple(kind.model_fields)

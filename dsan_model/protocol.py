@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dsan_model.cases import Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleCounts, EnsembleWeights
+from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts
 from dsan_model.network import NetworkConfig
 from dsan_model.sampling import Branch
@@ -45,6 +46,14 @@ class CaseSet(StrEnum):
 
     VALIDATION = "validation"  # those of the study's fold, which the site does not train on
     HELD_OUT = "held-out"  # all of a site that does not train
+
+
+class Statistic(StrEnum):
+    """What a site's policy may keep of what it tells beside counts and scores."""
+
+    DEMOGRAPHICS = "demographics"  # ages and sexes of Table I
+    RATIO_HISTOGRAM = "ratio_histogram"  # Fig. 1
+    ATTENTION = "attention"  # how well the maps lie on the infection
 
 
 class ProtocolError(Exception):
@@ -98,6 +107,8 @@ class SiteDescription:
     demographics: tuple[Demographics, ...]
     ratio_histogram: dict[Label, tuple[int, ...]]  # cases by bin of RATIO_EDGES, Fig. 1
     left_out: dict[str, int]  # cases that could not be prepared, by the code of the finding
+    withheld: tuple[Statistic, ...]  # by the site's policy: they are zero or empty
+    golden_case: GoldenResult  # what the site's machine computes
 
 
 @dataclass(frozen=True)

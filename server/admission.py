@@ -17,6 +17,7 @@ from dsan_model.protocol import (
     RoundReply,
     RoundRequest,
     SiteDescription,
+    Statistic,
 )
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights
@@ -72,9 +73,14 @@ def reject_ensemble_counts(reply: FitEnsembleReply, enrolled: SiteDescription) -
 def reject_attention(
     reply: ExplainReply, request: ExplainRequest, enrolled: SiteDescription
 ) -> Rejection | None:
-    """The first reason not to use a site's attention scores, or None: each branch must count every case."""
+    """The first reason not to use a site's attention scores, or None: each branch must count every case.
+
+    A site whose policy withholds them sends none.
+    """
     if reply.site != enrolled.site:
         return Rejection("REPLY-SITE", f"{reply.site} answered for {enrolled.site}")
+    if Statistic.ATTENTION in enrolled.withheld and not reply.attention:
+        return None
     n_covid = _covid_cases(request.cases, enrolled)
     keys = [(item.branch, item.group) for item in reply.attention]
     if len(set(keys)) < len(keys):

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -12,6 +12,7 @@ from dsan_model.cases import SizeGroup
 from dsan_model.protocol import DescribeRequest, SiteDescription
 from server.admission import reject_description
 from server.exchange import Exchange, Failure, Outcome
+from server.handshake import reject_installation
 from server.run_state import write_atomically
 from server.study import StudyConfig
 
@@ -93,7 +94,7 @@ def _take(
     answer = outcome.answer
     if isinstance(answer, Failure):
         enrolled.failures[answer.site or outcome.site] = answer
-    elif (rejection := reject_description(answer)) is not None:
+    elif (rejection := reject_description(answer) or reject_installation(answer)) is not None:
         name = outcome.site if rejection.code == "SITE-NAME" else answer.site
         enrolled.failures[name] = Failure(rejection.code, rejection.message)
     elif named and answer.site not in named:
@@ -110,7 +111,7 @@ def _only_as_before(enrolled: Enrolled, run_folder: Path) -> None:
     path = run_folder / SITES
     before = _DESCRIPTIONS.validate_json(path.read_bytes()) if path.exists() else {}
     for site, description in list(enrolled.descriptions.items()):
-        if site in before and before[site] != description:
+        if site in before and before[site] != replace(description, golden_case=before[site].golden_case):
             del enrolled.descriptions[site]
             message = "its cases, versions or preparation changed since the study began"
             enrolled.failures[site] = Failure("SITE-CHANGED", message)

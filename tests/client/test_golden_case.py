@@ -7,8 +7,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from client import golden_case
-from client.golden_case import GOLDEN, golden_findings, golden_numbers, golden_scan, golden_state
+from client.golden_case import golden_findings
+from dsan_model import golden_case
+from dsan_model.golden_case import GOLDEN, golden_numbers, golden_scan, golden_state
 from dsan_model.preprocessing import PreparedCase, Recipe, prepare_case
 
 CPU = torch.device("cpu")

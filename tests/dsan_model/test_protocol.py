@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dsan_model import protocol
 from dsan_model.cases import RATIO_EDGES, Case, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleCounts, EnsembleWeights, ensemble_counts
+from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts, score_counts
 from dsan_model.network import AttentionResNet, NetworkConfig, initial_state
 from dsan_model.protocol import (
@@ -91,6 +92,8 @@ DESCRIPTION = SiteDescription(
     demographics=tuple(Demographics(label, 3, 2, (0,) * 120 + (1,), 1, 0) for label in Label),
     ratio_histogram={label: (0,) * (len(RATIO_EDGES) - 2) + (3,) for label in Label},
     left_out={"MASK-GEOMETRY": 2},
+    withheld=(),
+    golden_case=GoldenResult("cpu", {"logit": 0.58, "gradient_norm": None}),
 )
 ENSEMBLE = EnsembleWeights(0.96, 0.35)
 MESSAGES: list[Request | Reply] = [

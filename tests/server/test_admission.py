@@ -7,6 +7,7 @@ import torch
 
 from dsan_model.cases import Case, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleWeights
+from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts, score_counts
 from dsan_model.network import NetworkConfig
 from dsan_model.protocol import (
@@ -19,6 +20,7 @@ from dsan_model.protocol import (
     RoundReply,
     RoundRequest,
     SiteDescription,
+    Statistic,
     StudyTerms,
 )
 from dsan_model.sampling import Branch
@@ -48,6 +50,8 @@ ENROLLED = SiteDescription(
     demographics=(),
     ratio_histogram={},
     left_out={},
+    withheld=(),
+    golden_case=GoldenResult("cpu", {}),
 )
 REQUEST = RoundRequest(
     terms=StudyTerms(
@@ -209,6 +213,13 @@ def explained(*sums: AttentionSums, site: str = "north") -> ExplainReply:
 
 def test_good_attention_scores_pass() -> None:
     assert reject_attention(explained(*SUMS), EXPLAIN, ENROLLED) is None
+
+
+def test_only_a_site_that_withholds_its_attention_scores_may_send_none() -> None:
+    withholding = replace(ENROLLED, withheld=(Statistic.ATTENTION,))
+    assert reject_attention(explained(), EXPLAIN, withholding) is None
+    assert reject_attention(explained(), EXPLAIN, ENROLLED) is not None
+    assert reject_attention(explained(*SUMS[:1]), EXPLAIN, withholding) is not None
 
 
 BAD_ATTENTION: dict[str, tuple[ExplainReply, str, str]] = {

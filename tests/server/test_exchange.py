@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dsan_model.cases import SizeGroup
+from dsan_model.golden_case import GoldenResult
 from dsan_model.network import NetworkConfig
 from dsan_model.protocol import (
     DescribeRequest,
@@ -56,6 +57,8 @@ def description(site: str) -> SiteDescription:
         demographics=(),
         ratio_histogram={},
         left_out={},
+        withheld=(),
+        golden_case=GoldenResult("cpu", {}),
     )
 
 
