@@ -11,9 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from dsan_model.configuration import ConfigurationError
 from server.ledger import read_ledger
-from server.study import StudyConfig, read_study
+from server.round_files import StudyOutline, read_outline, read_rounds
 from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, read_watch
 
 SILENT_S = 30.0  # a connected site speaks every five seconds
@@ -111,8 +110,8 @@ def is_run_in_work(run_folder: Path) -> bool:
 
 def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> CentreStatus:
     try:
-        study = read_study(run_folder / "study.toml")
-    except (OSError, ConfigurationError) as error:
+        study = read_outline(run_folder)
+    except ValueError as error:
         run = RunStatus(run_folder.name, run_folder.name, "unreadable", 0, 0, message=str(error))
         return CentreStatus(now, is_watching(folder / "state"), run, ())
     lines = [line for line in read_ledger(run_folder) if "time" in line]
@@ -127,8 +126,8 @@ def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> C
     return CentreStatus(now, is_watching(folder / "state"), run, sites, events)
 
 
-def _run_status(run_folder: Path, study: StudyConfig, lines: list[dict[str, object]]) -> RunStatus:
-    seconds = [entry["seconds"] for entry in round_entries(run_folder)]
+def _run_status(run_folder: Path, study: StudyOutline, lines: list[dict[str, object]]) -> RunStatus:
+    seconds = [entry.seconds for entry in read_rounds(run_folder)]
     finished = len(seconds)
     events = [line for line in lines if line.get("event") != "round"]
     state = _state(run_folder, events)
@@ -146,9 +145,7 @@ def _run_status(run_folder: Path, study: StudyConfig, lines: list[dict[str, obje
         began=next((_unix(line) for line in events if line["event"] == "started"), None),
         changed=_unix(lines[-1]) if lines else None,
         round_began=round_began if in_rounds else None,
-        round_deadline=round_began + study.participation.deadline_h * 3600
-        if in_rounds and round_began
-        else None,
+        round_deadline=round_began + study.deadline_h * 3600 if in_rounds and round_began else None,
         round_seconds=seconds[-1] if seconds else None,
         ends_at=round_began + usual * (study.rounds - finished)
         if in_rounds and usual and round_began
@@ -166,34 +163,19 @@ def _state(run_folder: Path, events: list[dict[str, object]]) -> str:
     return str(last) if last in ENDS else "interrupted"
 
 
-def round_entries(run_folder: Path) -> list[dict[str, float]]:
-    """What rounds/*/state.json say, in the order of rounds, unverified: `round`, `seconds`, bytes."""
-    found = []
-    for path in sorted((run_folder / "rounds").glob("[0-9]*/state.json")):
-        try:
-            entry = json.loads(path.read_bytes())
-            keys = ("round", "seconds", "bytes_to_sites", "bytes_from_sites")
-            found.append({key: float(entry[key]) for key in keys})
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
 def _roles(
     run_folder: Path,
-    study: StudyConfig,
+    study: StudyOutline,
     enrolled: Iterable[str],
     watched: Watched,
     lines: list[dict[str, object]],
 ) -> dict[str, str]:
     """Every site that belongs to the run, then the other enrolled ones."""
-    training = set(study.sites.training) | {
-        str(line["site"]) for line in lines if line.get("event") == "round"
-    }
-    if not study.sites.training and not study.sites.held_out:
+    training = set(study.training) | {str(line["site"]) for line in lines if line.get("event") == "round"}
+    if not study.training and not study.held_out:
         training |= set(_described(run_folder))
     roles = dict.fromkeys(sorted(training), "training")
-    roles |= dict.fromkeys(sorted(set(study.sites.held_out) - set(roles)), "held-out")
+    roles |= dict.fromkeys(sorted(set(study.held_out) - set(roles)), "held-out")
     return roles | dict.fromkeys(sorted({*enrolled, *watched} - set(roles)), "enrolled")
 
 

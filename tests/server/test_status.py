@@ -12,8 +12,10 @@ import pytest
 from centre_folder import write_centre, write_watched
 
 from server.ledger import append_event
+from server.round_files import StudyOutline
 from server.status import SiteInRun, centre_status, duration, newest_run
 from server.status_text import doing, status_json, status_text
+from server.study import StudyConfig
 from server.watch_file import SiteReport, WatchedSite, read_watch
 
 
@@ -126,7 +128,7 @@ def test_the_run_that_changed_last_is_shown_unless_another_is_asked_for(running:
 
 
 def test_a_study_that_does_not_read_is_said_not_hidden(running: Path) -> None:
-    (running / "runs" / "eight" / "study.toml").write_text("name = 7\n")
+    (running / "runs" / "eight" / "study.toml").write_text("name =\n")
     text = status_text(running)
     assert "unreadable" in text
     assert "study.toml" in text
@@ -170,3 +172,9 @@ def test_what_a_site_did_before_it_left_is_not_shown_as_what_it_does(running: Pa
 
 def test_durations_are_for_people() -> None:
     assert [duration(s) for s in (-1, 42.4, 300, 11520)] == ["0 s", "42 s", "5 min", "3.2 h"]
+
+
+def test_the_defaults_of_the_outline_are_those_of_a_study() -> None:
+    outline, study = StudyOutline("n"), StudyConfig(name="n")
+    assert (outline.rounds, outline.deadline_h) == (study.rounds, study.participation.deadline_h)
+    assert (outline.training, outline.held_out) == (study.sites.training, study.sites.held_out)
