@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from dsan_daemon.files import write_atomically
 from dsan_model.cases import SizeGroup
 from dsan_model.protocol import DescribeRequest, SiteDescription
 from server.admission import reject_description
 from server.exchange import Exchange, Failure, Outcome
 from server.handshake import reject_installation
-from server.run_state import write_atomically
 from server.study import StudyConfig
 
 SITES = "sites.json"

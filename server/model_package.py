@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dsan_daemon.files import sync
 from dsan_model.ensemble import BAND
 from dsan_model.protocol import PROTOCOL_VERSION
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights, save_weights
-from server.run_state import seal, sync
+from server.run_state import seal
 from server.study import StudyConfig
 
 FORMAT_VERSION = 1

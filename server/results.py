@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
+from dsan_daemon.files import write_atomically
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import BAND, score_counts_at
 from dsan_model.metrics import ScoreCounts, auc, metrics_row, roc
@@ -20,7 +21,7 @@ from server.exchange import Exchange, Failure
 from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
 from server.rounds import Selection, pooled_validation
-from server.run_state import RoundRecord, RunState, write_atomically
+from server.run_state import RoundRecord, RunState
 from server.study import StudyConfig, differences_from_paper
 
 RESULTS = "results.json"

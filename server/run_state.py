@@ -5,7 +5,6 @@ or absent. The newest folder whose SHA256SUMS agree is where a resumed study goe
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Set
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 
+from dsan_daemon.files import sync
 from dsan_model.metrics import ScoreCounts
 from dsan_model.protocol import BranchTraining
 from dsan_model.sampling import Branch
@@ -132,24 +132,6 @@ def is_sealed(folder: Path) -> bool:
         return all(_sha256(folder / name) == digest for name, digest in _sums(folder).items())
     except (OSError, ValueError):
         return False
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file whole: a reader, or a restart after a power cut, sees the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    sync(partial)
-    partial.rename(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Force a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _RECORD = TypeAdapter(RoundRecord)

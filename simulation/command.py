@@ -10,19 +10,19 @@ from typing import Any
 
 from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
+from server.headline import results_table
 from server.report_input import ReportError
 from server.rounds import StudyPausedError
+from server.run_folder import StudyMismatchError, write_study
 from server.study import PRESETS, StudyConfig
 from simulation.deployment_engine import DeploymentError
 from simulation.engines import Engine
 from simulation.federated_study import (
     Stopwatch,
-    StudyMismatchError,
     find_hospitals,
     peak_memory_bytes,
     prepare_hospitals,
     run_prepared,
-    write_study,
 )
 from simulation.hospitals import HospitalsError, plan_hospitals, write_hospitals
 from simulation.ray_engine import MissingRayError
@@ -213,7 +213,7 @@ def _headline(
     results: dict[str, Any], run_folder: Path, stopwatch: Stopwatch, seconds: float, workers: int
 ) -> str:
     state = "complete" if results["complete"] else "INCOMPLETE: see the report"
-    lines = [f"\nStudy {results['study']['name']}: {state}", _table(results)]
+    lines = [f"\nStudy {results['study']['name']}: {state}", results_table(results)]
     phases = ", ".join(f"{name} {s:.0f} s" for name, s in stopwatch.phases.items())
     lines.append(f"{seconds:.0f} s in all ({phases})")
     training_s = results["timing"]["site_training_s"]
@@ -223,26 +223,6 @@ def _headline(
     )
     lines.append(f"report: {os.path.relpath(run_folder / 'report.html')}\n")
     return "\n".join(lines)
-
-
-def _table(results: dict[str, Any]) -> str:
-    lines = [f"{'set':<11} {'model':<24} {'COVID/CAP':>10} {'AUC':>6}  {'95 % CI':<13} {'acc':>6} {'F1':>6}"]
-    control = results["controls"]["auc_infection_ratio"]
-    for case_set in ("validation", "held-out"):
-        rows = [row for row in results["table2"] if row["set"] == case_set]
-        for row in rows:
-            interval = "-".join(f"{x:.3f}" for x in row["auc_ci"]) if row["auc_ci"] else "n/a"
-            n = f"{row['n']['COVID-19']}/{row['n']['CAP']}"
-            lines.append(
-                f"{case_set:<11} {row['model']:<24} {n:>10} {_figure(row['auc'])}  {interval:<13} "
-                f"{_figure(row['accuracy'])} {_figure(row['f1'])}"
-            )
-        lines.append(f"{case_set:<11} {'infection ratio alone':<24} {'':>10} {_figure(control[case_set])}")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None) -> str:
-    return f"{'n/a':>6}" if value is None else f"{value:6.3f}"
 
 
 def _refuse(error: Exception, code: int) -> int:

@@ -14,20 +14,17 @@ from typing import Any
 from client.findings import Finding, FindingError
 from client.preparation import Progress, prepare_cohort
 from client.site import SiteConfig, read_site
+from dsan_daemon.files import write_atomically
 from server.ledger import read_ledger
 from server.report import write_report
 from server.results import RESULTS, read_results
 from server.rounds import StudyPausedError
-from server.run_state import write_atomically
-from server.study import StudyConfig, read_study
+from server.run_folder import StudyMismatchError
+from server.study import StudyConfig
 from simulation.engines import Engine, run_study_on
 from simulation.hospitals import PLAN_MARKER
 
 log = logging.getLogger("dsan.simulation")
-
-
-class StudyMismatchError(Exception):
-    """The output folder holds another study, or the hospitals do not fit this one."""
 
 
 @dataclass
@@ -66,22 +63,6 @@ def find_hospitals(folder: Path) -> dict[str, Path]:
     if len(named) < len(configs):
         raise StudyMismatchError(f"{folder}: two hospitals have the same name in site.toml")
     return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
-
-
-def write_study(run_folder: Path, study: StudyConfig) -> None:
-    """Put study.toml into the run folder, or check that the study there is the same one."""
-    path = run_folder / "study.toml"
-    if path.exists() and not _is_same_study(read_study(path), study):
-        raise StudyMismatchError(
-            f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
-        )
-    run_folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _toml(study.model_dump(mode="json")).encode())
-
-
-def _is_same_study(there: StudyConfig, here: StudyConfig) -> bool:
-    """Whether a run can be resumed with these settings; how long and for whom it waits may change."""
-    return there.model_copy(update={"participation": here.participation}) == here
 
 
 def prepare_hospitals(sites: dict[str, Path], study: StudyConfig, workers: int) -> Prepared:
@@ -206,13 +187,3 @@ def _tell_findings(name: str, findings: tuple[Finding, ...]) -> None:
 def _natural(name: str) -> tuple[str, int]:
     digits = "".join(c for c in name if c.isdigit())
     return name.rstrip("0123456789"), int(digits or 0)
-
-
-def _toml(table: dict[str, Any]) -> str:
-    """A flat table with sub-tables of plain values as TOML."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
-    return "\n".join(lines) + "\n"

@@ -23,7 +23,6 @@ from server.run_state import (
     prune_rounds,
     save_round,
     seal,
-    write_atomically,
 )
 
 US, SS = Branch.US, Branch.SS
@@ -297,27 +296,3 @@ def test_sealing_again_takes_the_changed_files(tmp_path: Path) -> None:
     assert not is_sealed(tmp_path)
     seal(tmp_path)
     assert is_sealed(tmp_path)
-
-
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    write_atomically(path, b"old")
-    path.with_name("results.json.partial").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
-def test_what_a_killed_writer_left_does_not_disturb_the_next(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    path.with_name("results.json.partial").write_bytes(b"something much longer than the new content")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"

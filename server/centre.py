@@ -1,0 +1,91 @@
+"""The centre's folder: where everything lies, and its settings, server.toml (docs/reference/files.md)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsan_model.configuration import Strict, read_configuration
+from server.refusals import ExitCode, RefusedError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ServerConfig(Strict):
+    """server.toml."""
+
+    host: Annotated[str, Field(min_length=1)]  # in the certificate: the name by which sites reach the centre
+    listen: str = "0.0.0.0"  # the proxy; nothing else is reached from outside
+    port: Port = 8443
+    console_port: Port = 8444  # on loopback
+    health_port: Port = 8445  # on loopback
+    nginx: str = "nginx"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The folder that `dsan-server init` made."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """server.toml."""
+        return self.folder / "server.toml"
+
+    @property
+    def study(self) -> Path:
+        """A study with the paper's values, to be copied and changed."""
+        return self.folder / "study.toml"
+
+    @property
+    def tls(self) -> Path:
+        """Keys and certificates: ca.key, ca.crt, server.key, server.crt, crl.pem."""
+        return self.folder / "tls"
+
+    @property
+    def sites(self) -> Path:
+        """One JSON file for each enrolled site."""
+        return self.folder / "sites"
+
+    @property
+    def runs(self) -> Path:
+        """The run folders."""
+        return self.folder / "runs"
+
+    @property
+    def state(self) -> Path:
+        """The daemon's own."""
+        return self.folder / "state"
+
+    @property
+    def orders(self) -> Path:
+        """Orders to sites, which SiteWatch takes and passes on."""
+        return self.state / "orders"
+
+    def kit(self, site: str) -> Path:
+        """The answer to a site's request to be enrolled."""
+        return self.folder / f"{site}.kit.json"
+
+    def run(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.runs / name
+
+
+def open_centre(folder: Path) -> tuple[Centre, ServerConfig]:
+    """The centre of a folder and its settings.
+
+    Raises RefusedError CENTRE-MISSING, or ConfigurationError that names every wrong key.
+    """
+    centre = Centre(folder.resolve())
+    if not centre.settings.exists():
+        raise RefusedError(
+            "CENTRE-MISSING",
+            str(folder),
+            "there is no server.toml in this folder",
+            "Give the centre's folder with --dir, or make one with `dsan-server init --host NAME`.",
+            ExitCode.BAD_CONFIGURATION,
+        )
+    return centre, read_configuration(centre.settings, ServerConfig)

@@ -1,0 +1,128 @@
+"""dsan-server: the centre of a federated study, for its operator."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsan_model.configuration import ConfigurationError
+from server.refusals import ExitCode, RefusedError
+
+# Commands import what they need when they run: torch and Flower take seconds, --help may not.
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Folder = Annotated[Path, typer.Option("--dir", help="The centre's folder.")]
+HERE = Path()
+
+
+@app.command()
+def init(
+    host: Annotated[str, typer.Option(help="Name or address by which hospitals reach this computer.")],
+    folder: Folder = HERE,
+) -> None:
+    """Make a centre's folder: settings, a study with the paper's values, keys and certificates.
+
+    Example: dsan-server init --dir centre --host dsan.example.org
+    """
+    with _coded_exit():
+        from server.founding import found_centre
+
+        fingerprint = found_centre(folder, host)
+        _print(f"centre in {folder}: server.toml, study.toml, tls/")
+        _print(f"fingerprint of its authority (SHA-256), for the sites to compare:\n  {fingerprint}")
+        _print(f"next: dsan-server start --dir {folder}")
+
+
+@app.command()
+def enrol(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="NAME.enrol.json of a site.")],
+    folder: Folder = HERE,
+) -> None:
+    """Admit sites by the requests that they sent, and write NAME.kit.json for each.
+
+    Compare the fingerprints with each site by telephone before you send the kit.
+
+    Example: dsan-server enrol hospital-1.enrol.json
+    """
+    refused = False
+    with _coded_exit():
+        from server.admittance import enrol_site
+        from server.centre import open_centre
+        from server.founding import authority_fingerprint
+
+        centre, config = open_centre(folder)
+        for file in files:
+            try:
+                site = enrol_site(centre, config, file)
+            except RefusedError as error:
+                refused = True
+                _complain(error)
+                continue
+            _print(f"{site.name} is enrolled; its answer is {site.kit}")
+            _print(f"  its node key:   {site.fingerprint}")
+            _print(f"  its watch key:  {site.watch_fingerprint}")
+        _print(f"the authority in the kits (SHA-256): {authority_fingerprint(centre)}")
+        _print(
+            "Compare these by telephone with each site before you send its kit: they must be what "
+            "`dsan-client init` printed there. If they are not: `dsan-server revoke NAME`."
+        )
+    if refused:
+        raise typer.Exit(ExitCode.BAD_DATA)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The site.")],
+    folder: Folder = HERE,
+) -> None:
+    """End a site's part for good: its certificate is revoked and its node unregistered.
+
+    The site may be enrolled again later, with new keys.
+
+    Example: dsan-server revoke hospital-1
+    """
+    with _coded_exit():
+        from server.admittance import revoke_site
+        from server.centre import open_centre
+
+        centre, _ = open_centre(folder)
+        site = revoke_site(centre, name)
+        _print(f"{site.name} is revoked; a daemon that runs cuts it off within seconds")
+
+
+@contextmanager
+def _coded_exit() -> Iterator[None]:
+    """A refusal of the whole command: what, where, why and what to do on stderr, and its exit code."""
+    try:
+        yield
+    except RefusedError as error:
+        _complain(error)
+        raise typer.Exit(error.exit_code) from None
+    except ConfigurationError as error:
+        _complain(error)
+        raise typer.Exit(ExitCode.BAD_CONFIGURATION) from None
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"{error}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> Any:
+    """Entry point of dsan-server."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    return app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A new run folder, or one to go on with: it belongs to one study."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsan_daemon.files import write_atomically
+from server.study import StudyConfig, read_study
+
+
+class StudyMismatchError(Exception):
+    """The output folder holds another study, or the hospitals do not fit this one."""
+
+
+def write_study(run_folder: Path, study: StudyConfig) -> None:
+    """Put study.toml into the run folder, or check that the study there is the same one."""
+    path = run_folder / "study.toml"
+    if path.exists() and not _is_same_study(read_study(path), study):
+        raise StudyMismatchError(
+            f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
+        )
+    run_folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _toml(study.model_dump(mode="json")).encode())
+
+
+def _is_same_study(there: StudyConfig, here: StudyConfig) -> bool:
+    """Whether a run can be resumed with these settings; how long and for whom it waits may change."""
+    return there.model_copy(update={"participation": here.participation}) == here
+
+
+def _toml(table: dict[str, Any]) -> str:
+    """A flat table with sub-tables of plain values as TOML."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,68 @@
+"""The sites that the operator enrolled: one JSON file each, sites/NAME.json."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from dsan_daemon.files import write_atomically
+from server.centre import Centre
+
+
+class Enrolment(BaseModel):
+    """One admission of a site: its key, the certificate that it got, and when that ended, if it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    public_key: str  # OpenSSH form
+    fingerprint: str  # as ssh-keygen -l prints it
+    certificate_serial: str  # hexadecimal
+    enrolled_at: datetime
+    revoked_at: datetime | None = None
+
+
+class EnrolledSite(BaseModel):
+    """A site by the name that its certificate and its node bear."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    enrolment: Enrolment
+    earlier: tuple[Enrolment, ...] = ()  # revoked ones; their keys are never taken again
+    node_id: int | None = None  # of Flower; None while the SuperLink does not know the key
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the site may take part no more."""
+        return self.enrolment.revoked_at is not None
+
+    def revoked(self) -> "EnrolledSite":
+        """The same site, out from now on."""
+        ended = self.enrolment.model_copy(update={"revoked_at": now()})
+        return self.model_copy(update={"enrolment": ended})
+
+
+def now() -> datetime:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def read_sites(centre: Centre) -> dict[str, EnrolledSite]:
+    """Every site that was ever enrolled, by name, in the order of names; also the revoked ones."""
+    sites = (EnrolledSite.model_validate_json(path.read_bytes()) for path in centre.sites.glob("*.json"))
+    return {site.name: site for site in sorted(sites, key=lambda site: site.name)}
+
+
+def write_site(centre: Centre, site: EnrolledSite) -> None:
+    """Write sites/NAME.json; only inside of `sites_locked`."""
+    write_atomically(centre.sites / f"{site.name}.json", site.model_dump_json(indent=1).encode() + b"\n")
+
+
+@contextmanager
+def sites_locked(centre: Centre) -> Iterator[dict[str, EnrolledSite]]:
+    """The sites, while nobody else may change them: commands and the daemon both write."""
+    with (centre.sites / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield read_sites(centre)
