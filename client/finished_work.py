@@ -17,7 +17,7 @@ from torch import Tensor
 from dsan_model.metrics import ScoreCounts
 from dsan_model.protocol import BranchTraining
 from dsan_model.sampling import Branch
-from dsan_model.weights import FlatWeights, flatten
+from dsan_model.traffic import PackedWeights, Precision
 
 ROUNDS_KEPT = 3  # the centre may come back to the round before, which needs the optimiser state before that
 
@@ -28,7 +28,7 @@ class FinishedRound:
 
     training: BranchTraining
     validation: ScoreCounts  # of the incoming weights
-    weights: FlatWeights
+    update: PackedWeights
 
 
 class FinishedWork:
@@ -37,34 +37,55 @@ class FinishedWork:
     def __init__(self, folder: Path, study_digest: str, branch: Branch) -> None:
         self.folder = folder / study_digest[:16] / branch
 
-    def find(self, round_number: int, incoming_digest: str) -> FinishedRound | None:
+    def find(self, round_number: int, incoming: PackedWeights) -> FinishedRound | None:
         """The result of this round from these weights, if it was finished and its bytes are whole."""
-        tensors = _load(self._path("result", round_number, incoming_digest))
+        tensors = _load(self._path("result", round_number, incoming.digest))
         if tensors is None:
             return None
-        training = _TRAINING.validate_json(bytes(tensors.pop("training").tolist()))
-        validation = ScoreCounts(tensors.pop("validation").numpy())
-        return FinishedRound(training, validation, flatten(tensors))
+        training = _TRAINING.validate_json(bytes(tensors["training"].tolist()))
+        floats = tensors["floats"].numpy()
+        update = PackedWeights(
+            incoming.layout,
+            Precision(floats.dtype.name),
+            tuple(tensors["exponents"].tolist()),
+            floats,
+            tensors["integers"].numpy(),
+        )
+        return FinishedRound(training, ScoreCounts(tensors["validation"].numpy()), update)
 
-    def keep(self, round_number: int, incoming_digest: str, finished: FinishedRound) -> None:
+    def keep(self, round_number: int, incoming: PackedWeights, finished: FinishedRound) -> None:
         """Store a finished round, whole or not at all, and drop what is too old to be needed."""
-        tensors = finished.weights.state_dict()
-        training = _TRAINING.dump_json(finished.training)
-        tensors["training"] = torch.tensor(list(training), dtype=torch.uint8)
-        tensors["validation"] = torch.from_numpy(finished.validation.counts_LGB.copy())
-        _store(self._path("result", round_number, incoming_digest), tensors)
+        update, training = finished.update, _TRAINING.dump_json(finished.training)
+        tensors = {
+            "training": torch.tensor(list(training), dtype=torch.uint8),
+            "validation": torch.tensor(finished.validation.counts_LGB),
+            "exponents": torch.tensor(update.exponents, dtype=torch.int64),
+            "floats": torch.tensor(update.floats),
+            "integers": torch.tensor(update.integers),
+        }
+        _store(self._path("result", round_number, incoming.digest), tensors)
         self._forget_before(round_number - ROUNDS_KEPT + 1)
 
     def optimiser_state(self, before_round: int) -> dict[str, Tensor] | None:
         """The optimiser's tensors after the newest finished round before this one; None at the start."""
-        for path in sorted(self.folder.glob("optimiser-*.safetensors"), reverse=True):
+        return self._newest("optimiser", before_round)
+
+    def carry(self, before_round: int) -> Tensor | None:
+        """What the updates before this round lost to rounding; None at the start and in full precision."""
+        tensors = self._newest("carry", before_round)
+        return None if tensors is None else tensors["floats"]
+
+    def keep_state(self, round_number: int, optimiser: dict[str, Tensor], carry: Tensor | None) -> None:
+        """Store what the next round goes on with: the optimiser's tensors and the rounding error."""
+        if carry is not None:
+            _store(self._path("carry", round_number, ""), {"floats": carry})
+        _store(self._path("optimiser", round_number, ""), optimiser)
+
+    def _newest(self, kind: str, before_round: int) -> dict[str, Tensor] | None:
+        for path in sorted(self.folder.glob(f"{kind}-*.safetensors"), reverse=True):
             if _round_of(path) < before_round and (tensors := _load(path)) is not None:
                 return tensors
         return None
-
-    def keep_optimiser_state(self, round_number: int, tensors: dict[str, Tensor]) -> None:
-        """Store the optimiser's tensors of a round."""
-        _store(self._path("optimiser", round_number, ""), tensors)
 
     def _path(self, kind: str, round_number: int, digest: str) -> Path:
         suffix = f"-{digest[:16]}" if digest else ""

@@ -4,9 +4,9 @@ import hashlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit
 
-from client.finished_work import FinishedRound, FinishedWork, load_optimiser_tensors, optimiser_tensors
+from client.branch_training import BranchTask, train_branch
+from client.finished_work import FinishedRound, FinishedWork
 from client.panels import draw_panels
 from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
@@ -43,22 +44,10 @@ from dsan_model.protocol import (
     SiteDescription,
     StudyTerms,
 )
-from dsan_model.sampling import Branch, epoch_generator, group_counts, size_balanced_order, uniform_order
-from dsan_model.training import (
-    Batch,
-    EpochResult,
-    Machine,
-    TrainingConfig,
-    batches,
-    build_network,
-    learning_rate,
-    make_optimiser,
-    predict,
-    randomly_flipped,
-    set_learning_rate,
-    train_epoch,
-)
-from dsan_model.weights import FlatWeights, flatten
+from dsan_model.sampling import Branch, group_counts
+from dsan_model.traffic import PackedWeights, pack_with_carry
+from dsan_model.training import Machine, batches, build_network, predict
+from dsan_model.weights import change
 
 PHASES = ("idle", "describing", "validating", "training", "evaluating", "fitting", "explaining")
 Report = Callable[[str, int, int, Branch | None], None]  # phase, steps done, steps, branch
@@ -100,15 +89,15 @@ def train_round(site: Site, request: RoundRequest) -> RoundReply:
     if len(cases.training) == 0:
         raise RefusedError("SITE-NO-TRAINING", "no case is left for training after the validation fold")
     done = {
-        branch: _round_of_branch(site, request, branch, weights, cases)
-        for branch, weights in request.weights.items()
+        branch: _round_of_branch(site, request, branch, incoming, cases)
+        for branch, incoming in request.weights.items()
     }
     return RoundReply(
         site=site.config.name,
         round=request.round,
         training={branch: finished.training for branch, finished in done.items()},
         validation={branch: finished.validation for branch, finished in done.items()},
-        weights={branch: finished.weights for branch, finished in done.items()},
+        updates={branch: finished.update for branch, finished in done.items()},
     )
 
 
@@ -161,97 +150,48 @@ def _work_digest(request: RoundRequest) -> str:
 
 
 def _round_of_branch(
-    site: Site, request: RoundRequest, branch: Branch, weights: FlatWeights, cases: StudyCases
+    site: Site, request: RoundRequest, branch: Branch, incoming: PackedWeights, cases: StudyCases
 ) -> FinishedRound:
     work = FinishedWork(site.config.work_folder, _work_digest(request), branch)
-    finished = work.find(request.round, weights.digest)
+    finished = work.find(request.round, incoming)
     if finished is None:
-        validation = _logits(site, request.terms, {branch: weights}, cases.validation, "validating")
+        validation = _logits(site, request.terms, {branch: incoming}, cases.validation, "validating")
         counts = score_counts(validation[branch], cases.validation.cases)
-        training, trained = _train(site, request, branch, weights, cases.training, work)
-        finished = FinishedRound(training, counts, trained)
-        work.keep(request.round, weights.digest, finished)
+        training, update = _train(site, request, branch, cases.training, work)
+        finished = FinishedRound(training, counts, update)
+        work.keep(request.round, incoming, finished)
     return finished
 
 
 def _train(
-    site: Site,
-    request: RoundRequest,
-    branch: Branch,
-    weights: FlatWeights,
-    samples: CaseSamples,
-    work: FinishedWork,
-) -> tuple[BranchTraining, FlatWeights]:
-    started, config = time.monotonic(), request.terms.training
-    network = _network(site, request.terms, weights)
-    optimiser = make_optimiser(network, config)
-    load_optimiser_tensors(optimiser, work.optimiser_state(request.round))
-    results, drawn = [], Counter[int]()
-    for local_epoch in range(config.local_epochs):
-        epoch = (request.round - 1) * config.local_epochs + local_epoch
-        set_learning_rate(optimiser, learning_rate(config, epoch))
-        generator = epoch_generator(request.terms.seed, site.config.name, branch, epoch)
-        order = _order(request, branch, samples, generator)
-        drawn.update(order.tolist())
-        drawn_batches = batches(samples, order, config.batch_size, site.machine)
-        if config.flips:
-            drawn_batches = randomly_flipped(drawn_batches, generator)
-        steps = -(-len(order) // config.batch_size)
-        results.append(_epoch(site, branch, network, optimiser, drawn_batches, steps, config))
-    groups = group_counts([samples.cases[i].size_group for i in drawn.elements()])
-    last = results[-1]
-    if not np.isfinite(last.classification_loss):
-        raise RefusedError("TRAINING-DIVERGED", f"{branch}: the loss is {last.classification_loss}")
-    work.keep_optimiser_state(request.round, optimiser_tensors(optimiser))
-    training = BranchTraining(
-        cases=sum(result.cases for result in results),
-        steps=sum(result.steps for result in results),
-        seconds=time.monotonic() - started,
-        learning_rate=learning_rate(config, request.round * config.local_epochs - 1),
-        classification_loss=last.classification_loss,
-        attention_loss=last.attention_loss,
-        drawn=groups,
+    site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples, work: FinishedWork
+) -> tuple[BranchTraining, PackedWeights]:
+    """Train a branch; what its update loses to rounding is kept here for the next round."""
+    incoming = request.weights[branch].unpack()
+    task = BranchTask(
+        request.terms, site.config.name, branch, request.round, request.group_probabilities, incoming
     )
-    return training, flatten(network.state_dict())
-
-
-def _epoch(
-    site: Site,
-    branch: Branch,
-    network: AttentionResNet,
-    optimiser: torch.optim.Optimizer,
-    drawn_batches: Iterator[Batch],
-    steps: int,
-    config: TrainingConfig,
-) -> EpochResult:
-    attention_weight = config.attention_weight if branch.has_attention_loss else 0.0
-    return train_epoch(
-        network,
-        optimiser,
-        drawn_batches,
-        attention_weight,
-        site.machine,
-        lambda done: site.report("training", done, steps, branch),
+    trained = train_branch(
+        task, samples, work.optimiser_state(request.round), site.machine, partial(_report, site, branch)
     )
+    carry = work.carry(request.round)
+    update, left_over = pack_with_carry(change(trained.weights, incoming), request.terms.precision, carry)
+    work.keep_state(request.round, trained.optimiser, left_over)
+    return trained.training, update
 
 
-def _order(
-    request: RoundRequest, branch: Branch, samples: CaseSamples, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    if branch is not Branch.SS:
-        return uniform_order(len(samples), generator)
-    groups = [case.size_group for case in samples.cases]
-    return size_balanced_order(groups, request.group_probabilities, generator)
+def _report(site: Site, branch: Branch, done: int, steps: int) -> None:
+    site.report("training", done, steps, branch)
 
 
-def _network(site: Site, terms: StudyTerms, weights: FlatWeights) -> AttentionResNet:
-    return build_network(terms.network, weights.state_dict(), site.machine.device)
+def _network(site: Site, terms: StudyTerms, weights: PackedWeights) -> AttentionResNet:
+    return build_network(terms.network, weights.unpack().state_dict(), site.machine.device)
 
 
 def _logits(
     site: Site,
     terms: StudyTerms,
-    weights: Mapping[Branch, FlatWeights],
+    weights: Mapping[Branch, PackedWeights],
     samples: CaseSamples,
     phase: str,
 ) -> dict[Branch, npt.NDArray[np.float64]]:

@@ -5,7 +5,7 @@ the project touches Flower's records. What does not fit is a ProtocolError, neve
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from enum import StrEnum
 from functools import cache
@@ -13,7 +13,6 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -23,12 +22,12 @@ from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts
 from dsan_model.network import NetworkConfig
 from dsan_model.sampling import Branch
+from dsan_model.traffic import LARGEST_EXPONENT, PackedWeights, Precision
 from dsan_model.training import TrainingConfig
-from dsan_model.weights import FlatWeights, Layout
+from dsan_model.weights import Layout
 
 PROTOCOL_VERSION = 1
 AGES = 121  # years 0 to 120 of the histograms of Table I
-BUFFER_BYTES = 64 * 1024 * 1024  # weights travel in buffers of this size: Flower pays for every array
 
 
 class Kind(StrEnum):
@@ -74,6 +73,7 @@ class StudyTerms:
     folds: int
     fold: int
     branches: tuple[Branch, ...]
+    precision: Precision = Precision.FLOAT32  # of the updates that sites send back
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class RoundRequest:
     terms: StudyTerms
     round: int  # from 1
     group_probabilities: dict[SizeGroup, float]  # of size-balanced sampling, over all training sites
-    weights: dict[Branch, FlatWeights]
+    weights: dict[Branch, PackedWeights]
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ class BranchTraining:
 
 @dataclass(frozen=True)
 class RoundReply:
-    """The trained weights, and how the incoming ones did on the site's validation cases."""
+    """How training changed the weights, and how the incoming ones did on the site's validation cases."""
 
     site: str
     round: int
     training: dict[Branch, BranchTraining]
     validation: dict[Branch, ScoreCounts]
-    weights: dict[Branch, FlatWeights]
+    updates: dict[Branch, PackedWeights]  # trained minus incoming floats; the counters as they are now
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class EvaluateRequest:
     terms: StudyTerms
     cases: CaseSet
     ensemble: EnsembleWeights | None
-    weights: dict[Branch, FlatWeights]
+    weights: dict[Branch, PackedWeights]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class FitEnsembleRequest:
     """Count the validation cases for each of the 101 weights of Eq. 5."""
 
     terms: StudyTerms
-    weights: dict[Branch, FlatWeights]
+    weights: dict[Branch, PackedWeights]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ExplainRequest:
     cases: CaseSet
     ensemble: EnsembleWeights
     panels: int  # pictures to draw, spread over the groups of Table III
-    weights: dict[Branch, FlatWeights]
+    weights: dict[Branch, PackedWeights]
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,11 @@ def encode(message: Request | Reply) -> RecordDict:
     """The message as Flower's records: one JSON head, and the arrays beside it."""
     kind = type(message)
     arrays: dict[str, Array] = {}
+    layouts: list[Layout] = []
     head: dict[str, object] = {"message": kind.__name__, "protocol": PROTOCOL_VERSION}
     for name in _bulk_fields(kind):
-        head[name] = _write_bulk(getattr(message, name), name, arrays)
+        head[name] = _write_bulk(getattr(message, name), name, arrays, layouts)
+    head["layouts"] = [[layout.names, layout.is_float, layout.shapes] for layout in layouts]
     adapter, head_type = _head_type(kind)  # type: ignore[arg-type] # mypy asks whether instances are hashable
     values = {item.name: getattr(message, item.name) for item in fields(head_type)}
     head["fields"] = adapter.dump_python(head_type(**values), mode="json")
@@ -277,7 +279,7 @@ def size_bytes(record: RecordDict) -> int:
     return arrays + len(str(record.config_records["head"]["json"]))
 
 
-_BULK = {"weights", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}
+_BULK = {"weights", "updates", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}
 
 
 def _bulk_fields(kind: type) -> dict[str, Any]:
@@ -311,7 +313,7 @@ def _read_head(record: RecordDict) -> dict[str, Any]:
 def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Message:
     adapter, _ = _head_type(kind)  # type: ignore[arg-type] # mypy asks whether instances are hashable
     bulk_types = _bulk_fields(kind)
-    unknown = sorted(set(head) - {"message", "protocol", "fields", *bulk_types})
+    unknown = sorted(set(head) - {"message", "protocol", "fields", "layouts", *bulk_types})
     if unknown:
         raise ProtocolError(f"not a {kind.__name__}: unknown keys {unknown}")
     try:
@@ -319,76 +321,95 @@ def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Mess
         if adapter.dump_python(value, mode="json") != head["fields"]:
             raise ValueError("a field is left out: the default that stands in may not be the sender's")
         arrays = record.array_records["arrays"]
-        bulk = {name: _read_bulk(head[name], name, of, arrays) for name, of in bulk_types.items()}
+        layouts = [_read_layout(form) for form in head["layouts"]]
+        bulk = {name: _read_bulk(head[name], name, of, arrays, layouts) for name, of in bulk_types.items()}
         message: Message = kind(**vars(value), **bulk)
         return message
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ProtocolError(f"not a {kind.__name__}: {where}: {first['msg']}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ProtocolError(f"not a {kind.__name__}: {type(error).__name__}: {error}") from error
 
 
-_Bulk = FlatWeights | ScoreCounts | EnsembleCounts
+_Bulk = PackedWeights | ScoreCounts | EnsembleCounts
 
 
-def _write_bulk(value: _Bulk | dict[Branch, Any] | None, name: str, arrays: dict[str, Array]) -> object:
+def _write_bulk(
+    value: _Bulk | dict[Branch, Any] | None, name: str, arrays: dict[str, Array], layouts: list[Layout]
+) -> object:
     """Put the arrays of a field into `arrays`; what is returned says in the head how to read them."""
     if value is None:
         return None
     if isinstance(value, dict):
-        return {"branches": {b: _write_bulk(v, f"{name}/{b}", arrays) for b, v in value.items()}}
-    if isinstance(value, FlatWeights):
-        return _write_weights(value, name, arrays)
+        return {"branches": {b: _write_bulk(v, f"{name}/{b}", arrays, layouts) for b, v in value.items()}}
+    if isinstance(value, PackedWeights):
+        return _write_weights(value, name, arrays, layouts)
     counts = value.counts_LGB if isinstance(value, ScoreCounts) else value.counts_WSLB
     arrays[name] = _array(np.ascontiguousarray(counts, np.int64))
     return {"shape": list(counts.shape)}
 
 
-def _write_weights(weights: FlatWeights, name: str, arrays: dict[str, Array]) -> object:
-    floats = weights.floats.contiguous().numpy()
-    step = BUFFER_BYTES // 4
-    buffers = range(0, floats.size, step)
-    for index, start in enumerate(buffers):
-        arrays[f"{name}/floats/{index:03d}"] = _array(floats[start : start + step])
-    arrays[f"{name}/integers"] = _array(weights.integers.contiguous().numpy())
-    layout = weights.layout
+def _write_weights(
+    weights: PackedWeights, name: str, arrays: dict[str, Array], layouts: list[Layout]
+) -> object:
+    arrays[f"{name}/floats"] = _array(weights.floats)
+    arrays[f"{name}/integers"] = _array(weights.integers)
+    if weights.layout not in layouts:
+        layouts.append(weights.layout)
     return {
-        "buffers": len(buffers),
-        "layout": [layout.names, layout.is_float, layout.shapes],
+        "layout": layouts.index(weights.layout),
+        "precision": weights.precision,
+        "exponents": weights.exponents,
         "digest": weights.digest,
     }
 
 
-def _read_bulk(form: Any, name: str, kind: Any, arrays: Mapping[str, Array]) -> Any:
+def _read_bulk(
+    form: Any, name: str, kind: Any, arrays: Mapping[str, Array], layouts: Sequence[Layout]
+) -> Any:
     """What `_write_bulk` wrote, as the type that the message declares and as no other."""
     if get_origin(kind) is dict:
         _, each = get_args(kind)
-        return {Branch(b): _read_bulk(f, f"{name}/{b}", each, arrays) for b, f in form["branches"].items()}
+        by_branch = form["branches"].items()
+        return {Branch(b): _read_bulk(f, f"{name}/{b}", each, arrays, layouts) for b, f in by_branch}
     if kind == ScoreCounts | None:
-        return None if form is None else _read_bulk(form, name, ScoreCounts, arrays)
-    if kind is FlatWeights:
-        return _read_weights(form, name, arrays)
+        return None if form is None else _read_bulk(form, name, ScoreCounts, arrays, layouts)
+    if kind is PackedWeights:
+        return _read_weights(form, name, arrays, layouts)
     return kind(_values(arrays[name], np.int64).reshape(form["shape"]))
 
 
-def _read_weights(form: Any, name: str, arrays: Mapping[str, Array]) -> FlatWeights:
-    names, is_float, shapes = form["layout"]
+def _read_layout(form: Any) -> Layout:
+    names, is_float, shapes = form
     layout = Layout(
         tuple(map(str, names)), tuple(map(bool, is_float)), tuple(tuple(map(int, s)) for s in shapes)
     )
-    parts = [_values(arrays[f"{name}/floats/{i:03d}"], np.float32) for i in range(int(form["buffers"]))]
-    weights = FlatWeights(
-        layout,
-        torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.float32)),
-        torch.from_numpy(_values(arrays[f"{name}/integers"], np.int64).copy()),
-    )
-    for is_float_part, values in ((True, weights.floats), (False, weights.integers)):
-        if values.numel() != layout.numel(is_float_part):
-            raise ValueError(
-                f"{name}: the layout has {layout.numel(is_float_part)} values, found {values.numel()}"
-            )
+    if any(size < 0 for shape in layout.shapes for size in shape):
+        raise ValueError("a tensor has a size below 0")
+    return layout
+
+
+def _read_weights(
+    form: Any, name: str, arrays: Mapping[str, Array], layouts: Sequence[Layout]
+) -> PackedWeights:
+    """The weights as views of the message's bytes: at full size a copy would be 127 MB a branch."""
+    layout, precision = layouts[form["layout"]], Precision(form["precision"])
+    exponents = tuple(form["exponents"])
+    for exponent in exponents:
+        if type(exponent) is not int or abs(exponent) > LARGEST_EXPONENT:
+            raise ValueError(f"{name}: {exponent!r} is no exponent up to {LARGEST_EXPONENT}")
+    floats = _values(arrays[f"{name}/floats"], np.dtype(precision.value).type)
+    integers = _values(arrays[f"{name}/integers"], np.int64)
+    for kind, found, expected in (
+        ("floats", floats.size, layout.numel(is_float=True)),
+        ("integers", integers.size, layout.numel(is_float=False)),
+        ("exponents", len(exponents), sum(layout.is_float)),
+    ):
+        if found != expected:
+            raise ValueError(f"{name}: the layout has {expected} {kind}, found {found}")
+    weights = PackedWeights(layout, precision, exponents, floats, integers)
     if weights.digest != form["digest"]:
         raise ValueError(f"{name}: the values do not have the digest that the message gives")
     return weights

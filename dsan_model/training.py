@@ -35,6 +35,7 @@ class TrainingConfig:
     local_epochs: int = 1
     attention_weight: float = 0.5  # lambda of Eq. 4
     flips: bool = False  # mirror drawn cases at random; not in the paper
+    proximal_mu: float = 0.0  # FedProx: mu / 2 times the squared distance to the incoming parameters
 
 
 class Sample(NamedTuple):
@@ -140,8 +141,13 @@ def train_epoch(
     attention_weight: float,
     machine: Machine,
     progress: Progress = lambda done: None,
+    proximal: Sequence[Tensor] | None = None,
+    proximal_mu: float = 0.0,
 ) -> EpochResult:
-    """One pass over the batches, minimising Eq. 4; `attention_weight` 0 trains RN34 without attention."""
+    """One pass over the batches, minimising Eq. 4; `attention_weight` 0 trains RN34 without attention.
+
+    With `proximal`, the incoming parameters, it is FedProx; the losses told are still those of Eq. 4.
+    """
     network.train()
     totals = _Totals()
     for step, batch in enumerate(epoch_batches, start=1):
@@ -154,10 +160,25 @@ def train_epoch(
         )
         optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call] # torch's
+        if proximal is not None:
+            add_proximal_gradient(network, proximal, proximal_mu)
         optimiser.step()
         totals.add(batch, losses.classification, losses.attention)
         progress(step)
     return totals.result()
+
+
+def incoming_parameters(network: nn.Module) -> list[Tensor]:
+    """The parameters as they are now, to stay near to (FedProx)."""
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+@torch.no_grad()
+def add_proximal_gradient(network: nn.Module, incoming: Sequence[Tensor], mu: float) -> None:
+    """FedProx (Li et al., MLSys 2020): add the gradient of mu / 2 |w - incoming|^2."""
+    for parameter, start in zip(network.parameters(), incoming, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter - start, alpha=mu)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

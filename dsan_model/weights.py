@@ -4,6 +4,7 @@ A state dict of 218 tensors is slow to move and to average; one vector of floats
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -34,6 +35,13 @@ class Layout:
         """Number of floats, or of integers, in all tensors together."""
         kinds = zip(self.shapes, self.is_float, strict=True)
         return sum(math.prod(shape) for shape, kind in kinds if kind is is_float)
+
+    @cached_property
+    def float_slices(self) -> tuple[slice, ...]:
+        """Where each float tensor lies in the flat vector, in order."""
+        sizes = [math.prod(shape) for shape, kind in zip(self.shapes, self.is_float, strict=True) if kind]
+        ends = list(itertools.accumulate(sizes))
+        return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +89,11 @@ def flatten(state: Mapping[str, Tensor]) -> FlatWeights:
     floats = [t.detach().reshape(-1).float().cpu() for t in ordered.values() if t.is_floating_point()]
     integers = [t.detach().reshape(-1).long().cpu() for t in ordered.values() if not t.is_floating_point()]
     return FlatWeights(layout, _concatenate(floats, torch.float32), _concatenate(integers, torch.int64))
+
+
+def change(weights: FlatWeights, since: FlatWeights) -> FlatWeights:
+    """The difference of the floats, and the counters as they are now: what a site sends of its training."""
+    return FlatWeights(weights.layout, weights.floats - since.floats, weights.integers)
 
 
 def save_weights(path: Path, weights: FlatWeights) -> None:

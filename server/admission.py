@@ -1,9 +1,8 @@
 """What is checked of a site's reply before it may touch the mean: a rejected reply changes nothing."""
 
+import math
 import re
 from dataclasses import dataclass
-
-import torch
 
 from dsan_model.cases import RATIO_EDGES, Label, SizeGroup
 from dsan_model.protocol import (
@@ -20,7 +19,7 @@ from dsan_model.protocol import (
     Statistic,
 )
 from dsan_model.sampling import Branch
-from dsan_model.weights import FlatWeights
+from dsan_model.traffic import PackedWeights
 from server.study import SITE_NAME
 
 
@@ -132,10 +131,9 @@ def reject_description(description: SiteDescription) -> Rejection | None:
     return None
 
 
-def relative_update(weights: FlatWeights, incoming: FlatWeights) -> float:
+def relative_update(update: PackedWeights, incoming: PackedWeights) -> float:
     """Norm of a site's update over the norm of the weights that it started from."""
-    update = torch.linalg.vector_norm(weights.floats - incoming.floats)
-    return float(update / torch.linalg.vector_norm(incoming.floats).clamp(min=1e-12))
+    return update.norm / max(incoming.norm, 1e-12)
 
 
 def _reject_identity(reply: RoundReply, request: RoundRequest, enrolled: SiteDescription) -> Rejection | None:
@@ -144,7 +142,7 @@ def _reject_identity(reply: RoundReply, request: RoundRequest, enrolled: SiteDes
     if reply.round != request.round:
         return Rejection("REPLY-ROUND", f"the reply is of round {reply.round}, expected {request.round}")
     for name, found in (
-        ("weights", reply.weights),
+        ("updates", reply.updates),
         ("training", reply.training),
         ("validation", reply.validation),
     ):
@@ -179,24 +177,29 @@ def _reject_counts(reply: RoundReply, request: RoundRequest, enrolled: SiteDescr
 def _reject_weights(
     reply: RoundReply, request: RoundRequest, largest_relative_update: float
 ) -> Rejection | None:
-    for branch, weights in reply.weights.items():
-        rejection = _reject_branch(branch, weights, request.weights[branch], largest_relative_update)
+    for branch, update in reply.updates.items():
+        rejection = _reject_branch(branch, update, request, largest_relative_update)
         if rejection is not None:
             return rejection
     return None
 
 
 def _reject_branch(
-    branch: Branch, weights: FlatWeights, incoming: FlatWeights, largest_relative_update: float
+    branch: Branch, update: PackedWeights, request: RoundRequest, largest_relative_update: float
 ) -> Rejection | None:
-    if weights.layout != incoming.layout:
+    incoming = request.weights[branch]
+    if update.layout != incoming.layout:
         return Rejection("UPDATE-LAYOUT", f"{branch}: other tensors than the study's network")
-    finite = torch.isfinite(weights.floats)
-    if not finite.all():
-        return Rejection("UPDATE-NOT-FINITE", f"{branch}: {int((~finite).sum())} values are NaN or infinite")
-    if (weights.integers < 0).any():
+    if update.precision is not request.terms.precision:
+        expected = request.terms.precision
+        return Rejection(
+            "UPDATE-PRECISION", f"{branch}: sent as {update.precision}, the study has {expected}"
+        )
+    if not math.isfinite(update.norm) and (n := update.count_not_finite()):
+        return Rejection("UPDATE-NOT-FINITE", f"{branch}: {n} values are NaN or infinite")
+    if (update.integers < 0).any():
         return Rejection("UPDATE-COUNTERS", f"{branch}: a counter is below 0")
-    size = relative_update(weights, incoming)
+    size = relative_update(update, incoming)
     if not size <= largest_relative_update:
         return Rejection(
             "UPDATE-TOO-LARGE",

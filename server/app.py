@@ -77,7 +77,7 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         state = train(exchange, study, enrolled, run_folder)
         state, unvalidated = validate_newest(exchange, study, enrolled, state)
         selection = select(state)
-        models = load_selected(run_folder, state, selection)
+        models = load_selected(run_folder, study, state, selection)
         ensemble = fit(exchange, study, enrolled, models)
         held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
         explained = explain(exchange, study, enrolled, models, ensemble.weights)
@@ -86,7 +86,7 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         raise
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
     results = study_results(run_folder, outcome, exchange, time.monotonic() - started)
-    write_model_package(run_folder, study, models, results)
+    write_model_package(run_folder, study, {b: w.unpack() for b, w in models.items()}, results)
     write_results(run_folder, results)
     append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
 

@@ -14,7 +14,7 @@ from dsan_model.ensemble import (
 from dsan_model.metrics import ScoreCounts
 from dsan_model.protocol import FitEnsembleReply, FitEnsembleRequest
 from dsan_model.sampling import Branch
-from dsan_model.weights import FlatWeights
+from dsan_model.traffic import PackedWeights
 from server.admission import reject_ensemble_counts
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure, Outcome
@@ -40,7 +40,7 @@ class FittedEnsemble:
 
 
 def fit(
-    exchange: Exchange, study: StudyConfig, enrolled: Enrolled, models: dict[Branch, FlatWeights]
+    exchange: Exchange, study: StudyConfig, enrolled: Enrolled, models: dict[Branch, PackedWeights]
 ) -> FittedEnsemble:
     """Ask every training site for its counts, add them and search: exactly the central search."""
     both = {branch: models[branch] for branch in (Branch.US, Branch.SS)}

@@ -14,7 +14,7 @@ from dsan_model.protocol import (
     SiteDescription,
 )
 from dsan_model.sampling import Branch
-from dsan_model.weights import FlatWeights
+from dsan_model.traffic import PackedWeights
 from server.admission import reject_attention, reject_scores
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure, Outcome
@@ -37,7 +37,7 @@ def evaluate_held_out(
     exchange: Exchange,
     study: StudyConfig,
     enrolled: Enrolled,
-    models: dict[Branch, FlatWeights],
+    models: dict[Branch, PackedWeights],
     ensemble: EnsembleWeights,
 ) -> HeldOut:
     """Every held-out site scores all its cases with each branch and with the dual-sampling model."""
@@ -77,7 +77,7 @@ def explain(
     exchange: Exchange,
     study: StudyConfig,
     enrolled: Enrolled,
-    models: dict[Branch, FlatWeights],
+    models: dict[Branch, PackedWeights],
     ensemble: EnsembleWeights,
 ) -> Explained:
     """Ask training sites about their validation COVID-19 cases, held-out sites about all of theirs."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dsan_model.metrics import ScoreCounts, auc
@@ -16,9 +16,10 @@ from dsan_model.protocol import (
     RoundRequest,
 )
 from dsan_model.sampling import Branch, size_balanced_probabilities
-from dsan_model.weights import FlatWeights, flatten
+from dsan_model.traffic import PackedWeights, pack
+from dsan_model.weights import flatten
 from server.admission import Rejection, reject_round, relative_update
-from server.aggregation import RunningMean
+from server.aggregation import RunningMean, moved, with_momentum
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure, Outcome
 from server.held_out import admitted_scores
@@ -69,7 +70,7 @@ def validate_newest(
 
     A round validates only the weights that it starts from.
     """
-    request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, state.weights)
+    request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, outgoing(state, study))
     counts: SiteCounts = {}
     failures: dict[str, Failure] = {}
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), EvaluateReply):
@@ -95,16 +96,26 @@ def select(state: RunState) -> dict[Branch, Selection]:
     return {branch: _best(state, branch, full) for branch in state.weights}
 
 
+def outgoing(state: RunState, study: StudyConfig) -> dict[Branch, PackedWeights]:
+    """The newest weights as the sites get them: what is validated and chosen is what travelled.
+
+    The centre goes on with the exact ones, so that small updates add up over rounds instead of being
+    rounded away in each.
+    """
+    return {branch: pack(weights, study.precision) for branch, weights in state.weights.items()}
+
+
 def load_selected(
-    run_folder: Path, state: RunState, selection: dict[Branch, Selection]
-) -> dict[Branch, FlatWeights]:
-    """The weights of the selected round of every branch."""
-    return {
+    run_folder: Path, study: StudyConfig, state: RunState, selection: dict[Branch, Selection]
+) -> dict[Branch, PackedWeights]:
+    """The weights of the selected round of every branch, as the sites validated them."""
+    selected = {
         branch: state.weights[branch]
         if chosen.round == state.round
         else load_round_weights(run_folder, chosen.round, branch)
         for branch, chosen in selection.items()
     }
+    return {branch: pack(weights, study.precision) for branch, weights in selected.items()}
 
 
 def pooled_validation(state: RunState, round_number: int, branch: Branch) -> ScoreCounts:
@@ -136,12 +147,12 @@ class _Gathered:
     validation: SiteCounts = field(default_factory=dict)
     entries: list[LedgerEntry] = field(default_factory=list)
 
-    def accept(self, reply: RoundReply, incoming: dict[Branch, FlatWeights]) -> None:
+    def accept(self, reply: RoundReply, incoming: dict[Branch, PackedWeights]) -> None:
         self.training[reply.site] = reply.training
         self.validation[reply.site] = reply.validation
-        for branch, weights in reply.weights.items():
+        for branch, update in reply.updates.items():
             training = reply.training[branch]
-            self.means[branch].add(weights, training.cases)
+            self.means[branch].add(update, training.cases)
             self.entries.append(
                 LedgerEntry(
                     reply.round,
@@ -151,9 +162,9 @@ class _Gathered:
                     cases=training.cases,
                     steps=training.steps,
                     seconds=round(training.seconds, 3),
-                    bytes=weights.size_bytes,
-                    digest=weights.digest,
-                    relative_update=relative_update(weights, incoming[branch]),
+                    bytes=update.size_bytes,
+                    digest=update.digest,
+                    relative_update=relative_update(update, incoming[branch]),
                 )
             )
 
@@ -176,7 +187,7 @@ def _next_round(
         terms=study.terms(),
         round=state.round + 1,
         group_probabilities=size_balanced_probabilities(enrolled.training_groups()),
-        weights=state.weights,
+        weights=outgoing(state, study),
     )
     gathered = _Gathered({branch: RunningMean() for branch in state.weights})
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), RoundReply):
@@ -192,10 +203,22 @@ def _next_round(
         bytes_to_sites=exchange.bytes_to_sites - sent,
         bytes_from_sites=exchange.bytes_from_sites - received,
     )
-    weights = {branch: mean.result() for branch, mean in gathered.means.items()}
-    following = state.after_round(record, weights, gathered.validation)
+    following = _moved(state, gathered, study).after_round(record, gathered.validation)
     _tell(following, study)
     return following
+
+
+def _moved(state: RunState, gathered: _Gathered, study: StudyConfig) -> RunState:
+    """The state with every branch moved by the sites' mean update, with momentum if the study has it."""
+    momentum = study.aggregation.server_momentum
+    weights, velocity = {}, {}
+    for branch, mean in gathered.means.items():
+        step = mean.result()
+        if momentum > 0:
+            step = with_momentum(step, state.velocity.get(branch), momentum)
+            velocity[branch] = step.floats.clone()
+        weights[branch] = moved(state.weights[branch], step)
+    return replace(state, weights=weights, velocity=velocity)
 
 
 def _take(

@@ -7,12 +7,15 @@ or absent. The newest folder whose SHA256SUMS agree is where a resumed study goe
 import hashlib
 import shutil
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor
 
 from dsan_daemon.files import sync
 from dsan_model.metrics import ScoreCounts
@@ -21,6 +24,7 @@ from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights, load_weights, save_weights
 
 SUMS = "SHA256SUMS"
+VELOCITY = "velocity.safetensors"  # of server momentum, by branch
 ROUNDS_KEPT = 2  # newest rounds whose weights stay beside those of the best rounds
 SiteCounts = dict[str, dict[Branch, ScoreCounts]]  # site, branch
 
@@ -42,18 +46,16 @@ class RunState:
     """The study after `round` rounds; round 0 is the untrained network."""
 
     round: int
-    weights: dict[Branch, FlatWeights]
+    weights: dict[Branch, FlatWeights]  # exact; what travels of them may be rounded
     history: tuple[RoundRecord, ...] = ()
     validation: tuple[SiteCounts, ...] = ()  # [r] is how the weights after r rounds did; one a round
+    velocity: dict[Branch, Tensor] = field(default_factory=dict)  # of server momentum: the last step
 
-    def after_round(
-        self, record: RoundRecord, weights: dict[Branch, FlatWeights], validation: SiteCounts
-    ) -> "RunState":
-        """The state one round later; `validation` is how the weights that went into the round did."""
+    def after_round(self, record: RoundRecord, validation: SiteCounts) -> "RunState":
+        """One round more on record; `validation` is how the weights that went into the round did."""
         return replace(
             self,
             round=record.round,
-            weights=weights,
             history=(*self.history, record),
             validation=(*self.validation, validation),
         )
@@ -71,6 +73,8 @@ def save_round(run_folder: Path, state: RunState) -> None:
     partial.mkdir(parents=True)
     for branch, weights in state.weights.items():
         save_weights(partial / f"{branch}.safetensors", weights)
+    if state.velocity:
+        save_tensors({b.value: values for b, values in state.velocity.items()}, partial / VELOCITY)
     counts = {
         f"{site}/{branch}": scores.counts_LGB
         for site, by_branch in state.validation[-1].items()
@@ -106,10 +110,11 @@ def prune_rounds(run_folder: Path, state: RunState, best_rounds: set[int]) -> No
     for record in state.history[:-ROUNDS_KEPT]:
         if record.round not in best_rounds:
             folder = _round_folder(run_folder, record.round)
-            weights = {folder / f"{branch}.safetensors" for branch in state.weights}
-            if any(path.exists() for path in weights):
-                seal(folder, leaving_out=weights)
-                for path in weights:
+            names = [f"{branch}.safetensors" for branch in state.weights] + [VELOCITY]
+            tensors = {folder / name for name in names}
+            if any(path.exists() for path in tensors):
+                seal(folder, leaving_out=tensors)
+                for path in tensors:
                     path.unlink(missing_ok=True)
 
 
@@ -155,7 +160,9 @@ def _load(run_folder: Path, newest: int, study_digest: str) -> RunState | None:
     sealed = _sums(folder)
     paths = {branch: folder / f"{branch}.safetensors" for branch in Branch}
     weights = {branch: load_weights(path) for branch, path in paths.items() if path.name in sealed}
-    return RunState(newest, weights, tuple(history), tuple(validation)) if weights else None
+    stored = load_tensors(folder / VELOCITY) if VELOCITY in sealed else {}
+    velocity = {Branch(name): values for name, values in stored.items()}
+    return RunState(newest, weights, tuple(history), tuple(validation), velocity) if weights else None
 
 
 def _load_validation(folder: Path) -> SiteCounts:

@@ -11,6 +11,7 @@ from dsan_model.network import NetworkConfig
 from dsan_model.preprocessing import PAPER_SHAPE_DHW, Recipe
 from dsan_model.protocol import StudyTerms
 from dsan_model.sampling import Branch
+from dsan_model.traffic import Precision
 from dsan_model.training import TrainingConfig
 
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
@@ -47,6 +48,19 @@ class TrainingTable(Strict):
     local_epochs: Positive = TrainingConfig.local_epochs
     attention_weight: Annotated[float, Field(ge=0)] = TrainingConfig.attention_weight
     flips: bool = TrainingConfig.flips
+
+
+class AggregationTable(Strict):
+    """[aggregation]: what there is beyond federated averaging; the defaults are FedAvg."""
+
+    proximal_mu: Annotated[float, Field(ge=0)] = TrainingConfig.proximal_mu  # FedProx
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # FedAvgM
+
+
+class TrafficTable(Strict):
+    """[traffic]: how weights travel."""
+
+    precision: Literal["float32", "float16"] = "float16"
 
 
 class SitesTable(Strict):
@@ -86,6 +100,8 @@ class StudyConfig(Strict):
     input: InputTable = InputTable()
     network: NetworkTable = NetworkTable()
     training: TrainingTable = TrainingTable()
+    aggregation: AggregationTable = AggregationTable()
+    traffic: TrafficTable = TrafficTable()
     sites: SitesTable = SitesTable()
     participation: ParticipationTable = ParticipationTable()
 
@@ -111,6 +127,11 @@ class StudyConfig(Strict):
         return NetworkConfig(**self.network.model_dump())
 
     @property
+    def precision(self) -> Precision:
+        """How weights travel."""
+        return Precision(self.traffic.precision)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of everything that decides what a site computes; who takes part does not belong to it."""
         text = self.model_dump_json(exclude={"sites", "participation", "preset"})
@@ -125,10 +146,11 @@ class StudyConfig(Strict):
             input_shape_dhw=self.input.shape_dhw,
             recipe_digest=self.recipe.digest,
             network=self.network_config,
-            training=TrainingConfig(**self.training.model_dump()),
+            training=TrainingConfig(**self.training.model_dump(), proximal_mu=self.aggregation.proximal_mu),
             folds=self.folds,
             fold=self.fold,
             branches=self.branches,
+            precision=self.precision,
         )
 
 

@@ -18,14 +18,22 @@ from dsan_model.metrics import score_counts
 from dsan_model.network import NetworkConfig, initial_state
 from dsan_model.protocol import BranchTraining
 from dsan_model.sampling import Branch
+from dsan_model.traffic import PackedWeights, Precision, pack
 from dsan_model.training import TrainingConfig, build_network, make_optimiser
 from dsan_model.weights import FlatWeights, flatten
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
-STUDY, INCOMING = "ab" * 32, "12" * 32
+STUDY = "ab" * 32
 
 
-def a_finished_round(seed: int) -> FinishedRound:
+def packed(seed: int, precision: Precision = Precision.FLOAT16) -> PackedWeights:
+    return pack(flatten(initial_state(TINY, seed)), precision)
+
+
+INCOMING, OTHERS = packed(100), packed(101)
+
+
+def a_finished_round(seed: int, precision: Precision = Precision.FLOAT16) -> FinishedRound:
     training = BranchTraining(
         cases=20,
         steps=1,
@@ -36,14 +44,14 @@ def a_finished_round(seed: int) -> FinishedRound:
         drawn=dict(zip(SizeGroup, (5, 5, 10, 0), strict=True)),
     )
     validation = score_counts([seed - 0.5], [Case("c", "p", Label.CAP, 0.01)])
-    return FinishedRound(training, validation, flatten(initial_state(TINY, seed)))
+    return FinishedRound(training, validation, packed(seed, precision))
 
 
 def assert_same(found: FinishedRound | None, expected: FinishedRound) -> None:
     assert found is not None
     assert (found.training, found.validation) == (expected.training, expected.validation)
-    assert found.weights.layout == expected.weights.layout
-    assert found.weights.digest == expected.weights.digest
+    assert found.update.layout == expected.update.layout
+    assert found.update.digest == expected.update.digest
 
 
 @pytest.fixture
@@ -54,17 +62,20 @@ def work(tmp_path: Path) -> FinishedWork:
 # ---- rounds ----
 
 
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_finished_round_is_found_again_as_it_was(work: FinishedWork, seed: int) -> None:
-    work.keep(3, INCOMING, a_finished_round(seed))
-    assert_same(work.find(3, INCOMING), a_finished_round(seed))
+def test_a_finished_round_is_found_again_as_it_was(
+    work: FinishedWork, seed: int, precision: Precision
+) -> None:
+    work.keep(3, INCOMING, a_finished_round(seed, precision))
+    assert_same(work.find(3, INCOMING), a_finished_round(seed, precision))
 
 
 def test_what_was_not_finished_is_not_found(work: FinishedWork) -> None:
     assert work.find(1, INCOMING) is None
     work.keep(3, INCOMING, a_finished_round(0))
     assert work.find(2, INCOMING) is None
-    assert work.find(3, "34" * 32) is None  # the same round from other weights
+    assert work.find(3, OTHERS) is None  # the same round from other weights
 
 
 def test_every_study_and_branch_has_its_own_work(work: FinishedWork, tmp_path: Path) -> None:
@@ -76,9 +87,9 @@ def test_every_study_and_branch_has_its_own_work(work: FinishedWork, tmp_path: P
 
 def test_the_same_round_from_two_incoming_weights_is_kept_twice(work: FinishedWork) -> None:
     work.keep(3, INCOMING, a_finished_round(0))
-    work.keep(3, "34" * 32, a_finished_round(1))
+    work.keep(3, OTHERS, a_finished_round(1))
     assert_same(work.find(3, INCOMING), a_finished_round(0))
-    assert_same(work.find(3, "34" * 32), a_finished_round(1))
+    assert_same(work.find(3, OTHERS), a_finished_round(1))
 
 
 def test_a_round_kept_again_replaces_the_one_before(work: FinishedWork) -> None:
@@ -131,7 +142,7 @@ def test_what_a_killed_writer_left_is_not_a_finished_round(work: FinishedWork) -
 
 def test_the_newest_three_rounds_are_kept_with_their_optimiser_states(work: FinishedWork) -> None:
     for number in range(1, 7):
-        work.keep_optimiser_state(number, {"0/step": torch.tensor(float(number))})
+        work.keep_state(number, {"0/step": torch.tensor(float(number))}, torch.ones(2))
         work.keep(number, INCOMING, a_finished_round(0))
     kept = [number for number in range(1, 7) if work.find(number, INCOMING)]
     assert kept == [4, 5, 6]
@@ -145,16 +156,24 @@ def test_the_newest_three_rounds_are_kept_with_their_optimiser_states(work: Fini
 def test_a_round_goes_on_with_the_optimiser_state_of_the_newest_round_before_it(work: FinishedWork) -> None:
     assert work.optimiser_state(before_round=1) is None
     for number in (1, 2, 4):
-        work.keep_optimiser_state(number, {"0/step": torch.tensor(float(number))})
+        work.keep_state(number, {"0/step": torch.tensor(float(number))}, None)
     for before_round, expected in ((2, 1.0), (3, 2.0), (4, 2.0), (5, 4.0), (9, 4.0)):
         state = work.optimiser_state(before_round)
         assert state is not None
         assert state["0/step"].item() == expected
 
 
+def test_a_round_goes_on_with_the_rounding_error_of_the_newest_round_before_it(work: FinishedWork) -> None:
+    assert work.carry(before_round=1) is None
+    for number in (1, 2):
+        work.keep_state(number, {}, torch.full((3,), float(number)))
+    carries = [work.carry(before_round) for before_round in (2, 3, 9)]
+    assert [carry.tolist() for carry in carries if carry is not None] == [[1.0] * 3, [2.0] * 3, [2.0] * 3]
+
+
 def test_a_damaged_optimiser_state_falls_back_to_the_one_before(work: FinishedWork) -> None:
     for number in (1, 2):
-        work.keep_optimiser_state(number, {"0/step": torch.tensor(float(number))})
+        work.keep_state(number, {"0/step": torch.tensor(float(number))}, None)
     flip_a_bit(work.folder / "optimiser-0002.safetensors")
     state = work.optimiser_state(before_round=3)
     assert state is not None
@@ -179,7 +198,7 @@ def trained(work: FinishedWork | None, optimiser_kind: str) -> FlatWeights:
     optimiser = make_optimiser(network, config)
     for seed in range(6):
         if seed == 3 and work is not None:
-            work.keep_optimiser_state(1, optimiser_tensors(optimiser))
+            work.keep_state(1, optimiser_tensors(optimiser), None)
             network = build_network(TINY, network.state_dict(), torch.device("cpu"))
             optimiser = make_optimiser(network, config)
             load_optimiser_tensors(optimiser, work.optimiser_state(before_round=2))

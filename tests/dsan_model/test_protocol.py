@@ -15,7 +15,6 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsan_model import protocol
 from dsan_model.cases import RATIO_EDGES, Case, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleCounts, EnsembleWeights, ensemble_counts
 from dsan_model.golden_case import GoldenResult
@@ -47,8 +46,9 @@ from dsan_model.protocol import (
     size_bytes,
 )
 from dsan_model.sampling import Branch
+from dsan_model.traffic import PackedWeights, Precision, pack
 from dsan_model.training import TrainingConfig
-from dsan_model.weights import FlatWeights, flatten
+from dsan_model.weights import flatten
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
 CASES = [
@@ -68,7 +68,12 @@ TERMS = StudyTerms(
     fold=1,
     branches=(Branch.US, Branch.SS),
 )
-WEIGHTS = {branch: flatten(initial_state(TINY, seed)) for seed, branch in enumerate((Branch.US, Branch.SS))}
+WEIGHTS = {
+    branch: pack(flatten(initial_state(TINY, seed)), precision)
+    for seed, (branch, precision) in enumerate(
+        {Branch.US: Precision.FLOAT32, Branch.SS: Precision.FLOAT16}.items()
+    )
+}
 SCORES = {
     Branch.US: score_counts([2.5, -1.0, 0.25], CASES),
     Branch.SS: score_counts([0.5, 1.0, -3.0], CASES),
@@ -123,10 +128,11 @@ A_ROUND = MESSAGES[2]
 def assert_same(found: Any, expected: Any) -> None:
     """Equal in every field, types included; weights by value."""
     assert type(found) is type(expected)
-    if isinstance(expected, FlatWeights):
+    if isinstance(expected, PackedWeights):
         assert found.layout == expected.layout
-        assert torch.equal(found.floats, expected.floats)
-        assert torch.equal(found.integers, expected.integers)
+        assert (found.precision, found.exponents) == (expected.precision, expected.exponents)
+        assert found.digest == expected.digest
+        assert torch.equal(found.unpack().floats, expected.unpack().floats)
     elif isinstance(expected, dict):
         assert list(found) == list(expected)
         for key, value in expected.items():
@@ -201,45 +207,53 @@ def test_another_message_than_the_expected_one_is_refused() -> None:
         decode(encode(MESSAGES[6]), RoundReply)
 
 
-def test_decoded_weights_share_no_memory_with_the_message() -> None:
+def test_unpacked_weights_share_no_memory_with_the_message() -> None:
     record = encode(A_ROUND)
     first = decode(record, RoundRequest)
     assert isinstance(first, RoundRequest)
-    first.weights[Branch.US].floats.zero_()
-    first.weights[Branch.US].integers.fill_(9)
+    weights = first.weights[Branch.US].unpack()
+    weights.floats.zero_()
+    weights.integers.fill_(9)
     assert_same(decode(record, RoundRequest), A_ROUND)
+
+
+def test_decoded_weights_are_views_of_the_message_and_cannot_be_written() -> None:
+    record = encode(A_ROUND)
+    found = decode(record, RoundRequest)
+    assert isinstance(found, RoundRequest)
+    floats = found.weights[Branch.US].floats
+    data = record.array_records["arrays"]["weights/us/floats"].data
+    assert np.shares_memory(floats, np.frombuffer(data, np.float32))
+    assert not floats.flags.writeable
 
 
 def test_float_weights_travel_bit_for_bit() -> None:
     values = torch.tensor([0.1, -0.0, 1e-45, 3.4e38, float("inf"), float("nan")])
-    weights = {Branch.US: flatten({"a": values})}
+    weights = {Branch.US: pack(flatten({"a": values, "b": values[None]}), Precision.FLOAT32)}
     found = decode(over_protobuf(encode(FitEnsembleRequest(TERMS, weights))), FitEnsembleRequest)
     assert isinstance(found, FitEnsembleRequest)
-    assert torch.equal(found.weights[Branch.US].floats.view(torch.int32), values.view(torch.int32))
+    for name in ("a", "b"):
+        value = found.weights[Branch.US].unpack().state_dict()[name].view(-1)
+        assert torch.equal(value.view(torch.int32), values.view(torch.int32))
 
 
 # ---- the wire ----
 
 
-def test_the_papers_network_travels_in_few_buffers_of_at_most_64_mb() -> None:
+@pytest.mark.parametrize(("precision", "size"), [(Precision.FLOAT16, 127.0e6), (Precision.FLOAT32, 254.0e6)])
+def test_the_papers_network_travels_in_two_arrays_of_at_most_127_mb_in_half_precision(
+    precision: Precision, size: float
+) -> None:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in AttentionResNet(NetworkConfig()).state_dict().items()}
     state = {
         name: torch.zeros(shape, dtype=torch.int64 if name.endswith("tracked") else torch.float32)
         for name, shape in shapes.items()
     }
-    record = encode(FitEnsembleRequest(TERMS, {Branch.US: flatten(state)}))
-    arrays = record.array_records["arrays"]
-    assert len(arrays) == 5  # four of floats, one of counters
-    assert max(len(array.data) for array in arrays.values()) <= 64 * 1024 * 1024
-    assert size_bytes(record) == pytest.approx(4 * 63_470_145, rel=0.01)
-
-
-def test_weights_larger_than_one_buffer_are_put_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BUFFER_BYTES", 400)
-    record = encode(A_ROUND)
-    assert len(record.array_records["arrays"]) > 10
-    assert_same(decode(record, RoundRequest), A_ROUND)
+    record = encode(FitEnsembleRequest(TERMS, {Branch.US: pack(flatten(state), precision)}))
+    assert len(record.array_records["arrays"]) == 2  # floats, counters
+    assert size_bytes(record) <= size
+    assert size_bytes(record) == pytest.approx(size, rel=0.001)
 
 
 def test_the_size_of_a_message_is_that_of_its_arrays_and_its_head() -> None:
@@ -315,30 +329,50 @@ BAD_HEADS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda head: head["weights"]["branches"]["us"].update(digest="00" * 32),
         "do not have the digest",
     ),
-    "too many buffers": (lambda head: head["weights"]["branches"]["us"].update(buffers=2), "floats/001"),
-    "endless buffers": (
-        lambda head: head["weights"]["branches"]["us"].update(buffers=float("inf")),
-        "OverflowError",
+    "other precision": (
+        lambda head: head["weights"]["branches"]["us"].update(precision="float16"),
+        "expected flat float16, found flat float32",
     ),
-    "no buffers": (
-        lambda head: head["weights"]["branches"]["us"].update(buffers=0),
-        "the layout has .* values, found 0",
+    "unknown precision": (
+        lambda head: head["weights"]["branches"]["us"].update(precision="int8"),
+        "'int8' is not a valid Precision",
+    ),
+    "endless exponent": (
+        lambda head: head["weights"]["branches"]["ss"]["exponents"].__setitem__(0, 10**9),
+        "1000000000 is no exponent",
+    ),
+    "exponent of text": (
+        lambda head: head["weights"]["branches"]["ss"]["exponents"].__setitem__(0, "3"),
+        "'3' is no exponent",
+    ),
+    "an exponent too few": (
+        lambda head: head["weights"]["branches"]["ss"]["exponents"].pop(),
+        "the layout has .* exponents, found",
+    ),
+    "no layouts": (lambda head: head.pop("layouts"), "layouts"),
+    "layout that is not there": (
+        lambda head: head["weights"]["branches"]["us"].update(layout=1),
+        "IndexError",
+    ),
+    "size below 0": (
+        lambda head: head["layouts"][0][2].__setitem__(0, [-2, -3]),
+        "a size below 0",
     ),
     "layout without shapes": (
-        lambda head: head["weights"]["branches"]["us"]["layout"].pop(),
+        lambda head: head["layouts"][0].pop(),
         "not a RoundRequest",
     ),
     "layout of other length": (
-        lambda head: head["weights"]["branches"]["us"]["layout"][0].pop(),
+        lambda head: head["layouts"][0][0].pop(),
         "not a RoundRequest",
     ),
     "renamed tensor": (
-        lambda head: head["weights"]["branches"]["us"]["layout"][0].__setitem__(0, "fc.evil"),
+        lambda head: head["layouts"][0][0].__setitem__(0, "fc.evil"),
         "do not have the digest",
     ),
     "other shape": (
-        lambda head: head["weights"]["branches"]["us"]["layout"][2].__setitem__(0, [3]),
-        "the layout has .* values, found",
+        lambda head: head["layouts"][0][2].__setitem__(0, [3]),
+        "the layout has .* floats, found",
     ),
 }
 
@@ -399,7 +433,7 @@ def flat(values: np.ndarray[Any, Any], **other: Any) -> Array:
     return Array(**{**form, **other})
 
 
-FLOATS = WEIGHTS[Branch.US].floats.numpy()
+FLOATS = WEIGHTS[Branch.US].floats
 BAD_ARRAYS: dict[str, Array | None] = {
     "missing": None,
     "truncated": flat(FLOATS[:-1]),
@@ -418,11 +452,11 @@ BAD_ARRAYS: dict[str, Array | None] = {
 def test_a_bad_array_is_a_protocol_error(name: str) -> None:
     record = encode(A_ROUND)
     arrays = dict(record.array_records["arrays"])
-    assert "weights/us/floats/000" in arrays
-    del arrays["weights/us/floats/000"]
+    assert "weights/us/floats" in arrays
+    del arrays["weights/us/floats"]
     bad = BAD_ARRAYS[name]
     if bad is not None:
-        arrays["weights/us/floats/000"] = bad
+        arrays["weights/us/floats"] = bad
     with pytest.raises(ProtocolError, match="not a RoundRequest"):
         decode(RecordDict({"head": record["head"], "arrays": ArrayRecord(arrays)}), RoundRequest)
 
@@ -486,7 +520,7 @@ def test_any_value_in_any_place_of_the_head_is_read_or_is_a_protocol_error(
     except ProtocolError:
         return
     assert isinstance(found, RoundReply | Refusal)
-    assert isinstance(found, Refusal) or all(isinstance(w, FlatWeights) for w in found.weights.values())
+    assert isinstance(found, Refusal) or all(isinstance(w, PackedWeights) for w in found.updates.values())
 
 
 @settings(deadline=None, max_examples=100)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsan_model.network import AttentionResNet, NetworkConfig, initial_state
+from dsan_model.traffic import Precision, pack
 from dsan_model.training import (
     Batch,
     Machine,
@@ -16,6 +17,7 @@ from dsan_model.training import (
     TrainingConfig,
     batches,
     build_network,
+    incoming_parameters,
     learning_rate,
     make_optimiser,
     predict,
@@ -23,8 +25,8 @@ from dsan_model.training import (
     set_learning_rate,
     train_epoch,
 )
-from dsan_model.weights import FlatWeights, flatten
-from server.aggregation import RunningMean
+from dsan_model.weights import FlatWeights, change, flatten
+from server.aggregation import RunningMean, moved
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=4, stem_kernel=3, stem_pool=False)
 CPU = Machine(torch.device("cpu"))
@@ -64,12 +66,15 @@ def frozen_network(weights: FlatWeights) -> AttentionResNet:
 # ---- federated and pooled ----
 
 
-def trained(weights: FlatWeights, samples: list[Sample], attention_weight: float) -> FlatWeights:
-    """One step over all samples at once."""
+def trained(
+    weights: FlatWeights, samples: list[Sample], attention_weight: float, proximal_mu: float = 0.0
+) -> FlatWeights:
+    """One step over all samples at once; with `proximal_mu`, two of FedProx."""
     network = frozen_network(weights)
-    train_epoch(
-        network, make_optimiser(network, SGD), batches_of(samples, len(samples)), attention_weight, CPU
-    )
+    optimiser = make_optimiser(network, SGD)
+    steps = batches_of(samples * (2 if proximal_mu else 1), len(samples))
+    proximal = incoming_parameters(network) if proximal_mu else None
+    train_epoch(network, optimiser, steps, attention_weight, CPU, proximal=proximal, proximal_mu=proximal_mu)
     return flatten(network.state_dict())
 
 
@@ -79,8 +84,9 @@ def federated(
     for _ in range(3):
         mean = RunningMean()
         for site in sites:
-            mean.add(trained(weights, site, attention_weight), len(site) if is_weighted else 1)
-        weights = mean.result()
+            update = pack(change(trained(weights, site, attention_weight), weights), Precision.FLOAT32)
+            mean.add(update, len(site) if is_weighted else 1)
+        weights = moved(weights, mean.result())
     return weights
 
 
@@ -112,6 +118,17 @@ def test_federated_training_with_one_step_a_round_equals_pooled_training(
     torch.testing.assert_close(found.floats, expected.floats, rtol=0, atol=1e-5)
     unweighted = federated(start, sites, attention_weight, is_weighted=False)
     assert (unweighted.floats - expected.floats).abs().max() > 1e-3
+
+
+def test_fedprox_takes_the_second_step_back_towards_the_incoming_weights() -> None:
+    start, samples = flatten(initial_state(TINY, seed=0)), samples_of([1, 0, 0, 1])
+    first = change(trained(start, samples, 0.5), start).floats
+    mu = 3.0
+    without = change(trained(start, samples, 0.5, proximal_mu=1e-12), start).floats
+    found = change(trained(start, samples, 0.5, proximal_mu=mu), start).floats
+    # the first step starts at the incoming weights, where the term has no gradient
+    torch.testing.assert_close(found, without - SGD.learning_rate * mu * first, rtol=0, atol=1e-6)
+    assert first.abs().max() > 1e-3
 
 
 # ---- the paper's values ----

@@ -55,6 +55,13 @@ def test_weights_read_from_disk_have_the_layout_and_digest_of_the_network_that_t
     assert loaded.digest == weights.digest == flatten(network.state_dict()).digest
 
 
+def test_each_float_tensor_lies_at_its_slice_of_the_flat_vector(state: dict[str, Tensor]) -> None:
+    weights = flatten(state)
+    names = [n for n, is_float in zip(weights.layout.names, weights.layout.is_float, strict=True) if is_float]
+    for name, place in zip(names, weights.layout.float_slices, strict=True):
+        assert torch.equal(weights.floats[place], state[name].reshape(-1))
+
+
 def test_floats_become_float32_and_counters_int64() -> None:
     state = {"a": torch.ones(2, dtype=torch.float64), "b": torch.tensor(3, dtype=torch.int32)}
     weights = flatten(state)

@@ -24,16 +24,17 @@ from dsan_model.protocol import (
     StudyTerms,
 )
 from dsan_model.sampling import Branch
+from dsan_model.traffic import PackedWeights, Precision, pack
 from dsan_model.training import TrainingConfig
-from dsan_model.weights import FlatWeights, flatten
+from dsan_model.weights import flatten
 from server.admission import Rejection, reject_attention, reject_round, relative_update
 
 US, SS = Branch.US, Branch.SS
 LARGEST_UPDATE = 10.0
 
 
-def weights_of(*values: float, counter: int = 3) -> FlatWeights:
-    return flatten({"w": torch.tensor(values), "n": torch.tensor(counter)})
+def weights_of(*values: float, counter: int = 3) -> PackedWeights:
+    return pack(flatten({"w": torch.tensor(values), "n": torch.tensor(counter)}), Precision.FLOAT32)
 
 
 def validated(n_cases: int) -> ScoreCounts:
@@ -84,7 +85,7 @@ GOOD = RoundReply(
     round=4,
     training={US: TRAINING, SS: TRAINING},
     validation={US: validated(4), SS: validated(4)},
-    weights={US: weights_of(3.5, 4.0, counter=4), SS: weights_of(3.0, 4.5, counter=4)},
+    updates={US: weights_of(0.5, 0.0, counter=4), SS: weights_of(0.0, 0.5, counter=4)},
 )
 
 
@@ -97,9 +98,9 @@ def trained(**changes: object) -> RoundReply:
     return replace(GOOD, training={US: TRAINING, SS: replace(TRAINING, **changes)})  # type: ignore[arg-type]
 
 
-def updated(weights: FlatWeights) -> RoundReply:
-    """The good reply with other weights of SS."""
-    return replace(GOOD, weights={US: GOOD.weights[US], SS: weights})
+def updated(update: PackedWeights) -> RoundReply:
+    """The good reply with another update of SS."""
+    return replace(GOOD, updates={US: GOOD.updates[US], SS: update})
 
 
 def drawn(*counts: int) -> dict[SizeGroup, int]:
@@ -113,10 +114,10 @@ def test_a_good_reply_passes() -> None:
 REJECTED: dict[str, tuple[RoundReply, str, str]] = {
     "other site": (replace(GOOD, site="south"), "REPLY-SITE", "south answered for north"),
     "other round": (replace(GOOD, round=3), "REPLY-ROUND", "round 3, expected 4"),
-    "branch without weights": (
-        replace(GOOD, weights={US: INCOMING}),
+    "branch without update": (
+        replace(GOOD, updates={US: INCOMING}),
         "REPLY-BRANCHES",
-        "weights of us; expected ss, us",
+        "updates of us; expected ss, us",
     ),
     "branch without training": (replace(GOOD, training={SS: TRAINING}), "REPLY-BRANCHES", "training of"),
     "branch without validation": (
@@ -125,7 +126,7 @@ REJECTED: dict[str, tuple[RoundReply, str, str]] = {
         "validation of none; expected ss, us",
     ),
     "branch of another study": (
-        replace(GOOD, weights={**GOOD.weights, Branch.BASELINE: INCOMING}),
+        replace(GOOD, updates={**GOOD.updates, Branch.BASELINE: INCOMING}),
         "REPLY-BRANCHES",
         "baseline",
     ),
@@ -147,12 +148,21 @@ REJECTED: dict[str, tuple[RoundReply, str, str]] = {
         "REPLY-VALIDATION",
         "ss: 3 cases validated, enrolled 4",
     ),
-    "other tensors": (updated(flatten({"v": torch.ones(2), "n": torch.tensor(3)})), "UPDATE-LAYOUT", "ss"),
+    "other tensors": (
+        updated(pack(flatten({"v": torch.ones(2), "n": torch.tensor(3)}), Precision.FLOAT32)),
+        "UPDATE-LAYOUT",
+        "ss",
+    ),
     "other shape": (updated(weights_of(1.0, 2.0, 3.0)), "UPDATE-LAYOUT", "ss"),
+    "other precision": (
+        updated(replace(GOOD.updates[SS], precision=Precision.FLOAT16)),
+        "UPDATE-PRECISION",
+        "ss: sent as float16, the study has float32",
+    ),
     "NaN": (updated(weights_of(float("nan"), 4.0)), "UPDATE-NOT-FINITE", "ss: 1 values"),
     "infinite": (updated(weights_of(float("inf"), -float("inf"))), "UPDATE-NOT-FINITE", "ss: 2 values"),
     "counter below zero": (updated(weights_of(3.0, 4.0, counter=-1)), "UPDATE-COUNTERS", "ss"),
-    "too large": (updated(weights_of(3.0, 54.1)), "UPDATE-TOO-LARGE", "ss: the update is 10 times"),
+    "too large": (updated(weights_of(0.0, 50.1)), "UPDATE-TOO-LARGE", "ss: the update is 10 times"),
     "overflowing": (updated(weights_of(3e38, 3e38)), "UPDATE-TOO-LARGE", "inf times"),
 }
 
@@ -186,13 +196,13 @@ def test_every_local_epoch_counts_the_cases_again() -> None:
 
 
 def test_the_largest_update_is_still_taken_and_a_little_more_is_not() -> None:
-    assert verdict(updated(weights_of(3.0, 54.0))) is None  # 50 / 5
-    assert verdict(updated(weights_of(3.0, 54.01))) is not None
+    assert verdict(updated(weights_of(0.0, 50.0))) is None  # 50 / 5
+    assert verdict(updated(weights_of(0.0, 50.01))) is not None
 
 
-def test_the_relative_update_is_the_norm_of_the_change_over_that_of_the_incoming_weights() -> None:
-    assert relative_update(weights_of(3.0, 5.0), INCOMING) == pytest.approx(0.2)
-    assert relative_update(INCOMING, INCOMING) == 0.0
+def test_the_relative_update_is_the_norm_of_the_update_over_that_of_the_incoming_weights() -> None:
+    assert relative_update(weights_of(0.0, 1.0), INCOMING) == pytest.approx(0.2)
+    assert relative_update(weights_of(0.0, 0.0), INCOMING) == 0.0
 
 
 def attention(branch: Branch, group: RatioGroup, cases: int, **changes: float) -> AttentionSums:

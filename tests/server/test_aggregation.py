@@ -1,4 +1,4 @@
-"""The running weighted mean of federated averaging, held against the mean of all sites in float64."""
+"""The running weighted mean of federated averaging, held against one in float64; FedAvg, momentum."""
 
 import gc
 import weakref
@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from dsan_model.network import NetworkConfig, initial_state
+from dsan_model.traffic import PackedWeights, Precision, pack
 from dsan_model.weights import FlatWeights, flatten
-from server.aggregation import RunningMean
+from server.aggregation import RunningMean, moved, with_momentum
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
 CASES = [480, 1, 60, 17, 33, 250, 5, 90]
+
+
+def full(weights: FlatWeights) -> PackedWeights:
+    return pack(weights, Precision.FLOAT32)
 
 
 def site_weights(n_sites: int) -> list[FlatWeights]:
@@ -29,7 +34,7 @@ def site_weights(n_sites: int) -> list[FlatWeights]:
 def mean_of(weights: list[FlatWeights], cases: list[int]) -> FlatWeights:
     mean = RunningMean()
     for of_site, n in zip(weights, cases, strict=True):
-        mean.add(of_site, n)
+        mean.add(full(of_site), n)
     return mean.result()
 
 
@@ -87,7 +92,7 @@ def test_the_mean_keeps_one_model_and_none_of_the_sites() -> None:
     mean = RunningMean()
     places = set()
     for weights in site_weights(5):
-        mean.add(weights, 3)
+        mean.add(full(weights), 3)
         places.add(mean.result().floats.data_ptr())
     assert len(places) == 1
     assert places != {weights.floats.data_ptr()}
@@ -100,9 +105,37 @@ def test_the_mean_keeps_one_model_and_none_of_the_sites() -> None:
 @pytest.mark.parametrize("cases", [0, -3])
 def test_a_site_without_cases_cannot_be_added(cases: int) -> None:
     with pytest.raises(ValueError, match="at least 1, not"):
-        RunningMean().add(flatten({"w": torch.ones(1)}), cases)
+        RunningMean().add(full(flatten({"w": torch.ones(1)})), cases)
 
 
 def test_the_mean_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing was added"):
         RunningMean().result()
+
+
+def test_updates_in_half_precision_are_averaged_as_what_they_unpack_to() -> None:
+    packed = [pack(weights, Precision.FLOAT16) for weights in site_weights(4)]
+    mean = RunningMean()
+    for update, n in zip(packed, CASES, strict=False):
+        mean.add(update, n)
+    assert mean.result().digest == mean_of([update.unpack() for update in packed], CASES[:4]).digest
+
+
+def test_fedavg_moves_the_weights_by_the_mean_update_and_takes_its_counters() -> None:
+    weights = flatten({"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)})
+    update = flatten({"w": torch.tensor([0.5, -1.0]), "n": torch.tensor(5)})
+    found = moved(weights, update)
+    assert found.floats.tolist() == [1.5, 1.0]
+    assert found.integers.tolist() == [5]
+    assert weights.floats.tolist() == [1.0, 2.0]
+
+
+def test_momentum_adds_its_share_of_the_last_step_to_parameters_and_not_to_running_statistics() -> None:
+    update = flatten({"bn.running_var": torch.tensor([1.0]), "w": torch.tensor([2.0])})
+    first = with_momentum(update, None, 0.9)
+    assert first.state_dict()["w"].item() == 2.0
+    velocity = first.floats.clone()
+    again = flatten({"bn.running_var": torch.tensor([1.0]), "w": torch.tensor([2.0])})
+    second = with_momentum(again, velocity, 0.9).state_dict()
+    assert second["w"].item() == pytest.approx(3.8)
+    assert second["bn.running_var"].item() == 1.0

@@ -3,9 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsan_model.cases import Case, Label, SizeGroup
 from dsan_model.metrics import ScoreCounts, score_counts
@@ -49,7 +51,9 @@ def next_round(state: RunState, study_digest: str = STUDY) -> RunState:
     )
     record = RoundRecord(number, study_digest, {"north-1": {US: training, SS: training}}, 1.5, 1000, 900)
     weights = {branch: flatten(initial_state(TINY, 10 * number + i)) for i, branch in enumerate((US, SS))}
-    return state.after_round(record, weights, {"north-1": {US: scores(0.1 * number), SS: scores(-1.0)}})
+    velocity = {branch: weights[branch].floats * 0.5 for branch in weights}
+    moved = replace(state, weights=weights, velocity=velocity)
+    return moved.after_round(record, {"north-1": {US: scores(0.1 * number), SS: scores(-1.0)}})
 
 
 UNTRAINED = RunState(0, dict.fromkeys((US, SS), flatten(initial_state(TINY, 0))))
@@ -75,6 +79,7 @@ def assert_same(found: RunState | None, expected: RunState) -> None:
     for branch, weights in expected.weights.items():
         assert found.weights[branch].layout == weights.layout
         assert found.weights[branch].digest == weights.digest
+        assert torch.equal(found.velocity[branch], expected.velocity[branch])
 
 
 def folder_of(run_folder: Path, number: int) -> Path:
@@ -106,7 +111,7 @@ def test_a_run_that_has_finished_no_round_has_no_state(tmp_path: Path) -> None:
 
 def test_a_round_that_no_site_validated_is_kept_too(tmp_path: Path) -> None:
     first = next_round(UNTRAINED)
-    state = UNTRAINED.after_round(first.history[0], first.weights, {})
+    state = replace(first, validation=({},))
     save_round(tmp_path, state)
     assert_same(load_newest(tmp_path, STUDY), state)
 
