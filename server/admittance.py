@@ -70,11 +70,13 @@ def enrol_site(centre: Centre, config: ServerConfig, file: Path) -> Admitted:
         key = signing_request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         certificate = issue_client_certificate(authority, key, request.name)
-        enrolment = Enrolment(
+        site = EnrolledSite(
+            name=request.name,
             public_key=request.public_key.strip(),
             fingerprint=fingerprint,
             certificate_serial=f"{certificate.serial_number:x}",
             enrolled_at=now(),
+            earlier=earlier,
         )
         kit = {
             "format_version": FORMAT_VERSION,
@@ -86,7 +88,7 @@ def enrol_site(centre: Centre, config: ServerConfig, file: Path) -> Admitted:
             "bundle_digest": bundle_digest(),
         }
         write_atomically(centre.kit(request.name), json.dumps(kit, indent=1).encode() + b"\n")
-        write_site(centre, EnrolledSite(name=request.name, enrolment=enrolment, earlier=earlier))
+        write_site(centre, site)
     watch = _fingerprint(key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
     return Admitted(request.name, fingerprint, watch, request.release, centre.kit(request.name))
 
@@ -111,12 +113,12 @@ def revoke_site(centre: Centre, name: str) -> EnrolledSite:
             raise RefusedError(
                 "REVOKE-ALREADY",
                 name,
-                f"the site was revoked on {site.enrolment.revoked_at:%Y-%m-%d %H:%M} UTC",
+                f"the site was revoked on {site.revoked_at:%Y-%m-%d %H:%M} UTC",
                 "Nothing is left to do.",
                 ExitCode.BAD_DATA,
             )
-        revoke_certificate(centre.tls, int(site.enrolment.certificate_serial, 16))
-        revoked = site.revoked()
+        revoke_certificate(centre.tls, int(site.certificate_serial, 16))
+        revoked = site.model_copy(update={"revoked_at": now()})
         write_site(centre, revoked)
         centre.kit(name).unlink(missing_ok=True)
     return revoked
@@ -209,7 +211,7 @@ def _require_new(
 ) -> tuple[Enrolment, ...]:
     """The earlier, revoked enrolments of the site."""
     for other in sites.values():
-        for enrolment in (other.enrolment, *other.earlier):
+        for enrolment in other.enrolments:
             if enrolment.fingerprint != fingerprint:
                 continue
             if enrolment.revoked_at is not None:
@@ -223,14 +225,14 @@ def _require_new(
     if known is None:
         return ()
     if not known.is_revoked:
-        same = "with this same key" if known.enrolment.fingerprint == fingerprint else "with another key"
-        message = f"{name} is enrolled already, {same} ({known.enrolment.fingerprint})"
+        same = "with this same key" if known.fingerprint == fingerprint else "with another key"
+        message = f"{name} is enrolled already, {same} ({known.fingerprint})"
         fix = (
             f"Its answer is {name}.kit.json. If the site lost its key: `dsan-server revoke {name}`, then "
             "enrol it again."
         )
         raise _refused("ENROL-NAME-TWICE", file, message, fix)
-    return (*known.earlier, known.enrolment)
+    return known.enrolments
 
 
 def _fingerprint(public_key: bytes) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -22,6 +23,8 @@ from server.model_package import write_model_package
 from server.results import StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
 from server.study import read_study
+
+LOCK_S = 5.0  # the daemon looks at the lock now and then, and a process that was stopped takes a while to end
 
 app = ServerApp()
 log = logging.getLogger("dsan.server")
@@ -38,14 +41,23 @@ def main(grid: Grid, context: Context) -> None:
 @contextmanager
 def _for_us_alone(run_folder: Path) -> Iterator[None]:
     """Keep a second server off the run folder; the lock goes with this process, however it ends."""
+    deadline = time.monotonic() + LOCK_S
     with (run_folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyPausedError(
-                f"{run_folder}: another process runs this study: wait for it or stop it, then resume"
-            ) from None
+        while not _is_locked_now(lock):
+            if time.monotonic() > deadline:
+                raise StudyPausedError(
+                    f"{run_folder}: another process runs this study: wait for it or stop it, then resume"
+                )
+            time.sleep(0.1)
         yield
+
+
+def _is_locked_now(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

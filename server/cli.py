@@ -1,5 +1,6 @@
 """dsan-server: the centre of a federated study, for its operator."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,30 @@ def revoke(
         centre, _ = open_centre(folder)
         site = revoke_site(centre, name)
         _print(f"{site.name} is revoked; a daemon that runs cuts it off within seconds")
+
+
+@app.command()
+def start(
+    folder: Folder = HERE,
+    insecure_loopback: Annotated[
+        bool, typer.Option("--insecure-loopback", help="No TLS, no keys, no proxy, on 127.0.0.1: for trying.")
+    ] = False,
+) -> None:
+    """The daemon: lets sites in, and keeps the studies going that `train` and `resume` asked for.
+
+    It runs in the foreground until SIGTERM; systemd starts it again after a crash or a power cut.
+
+    Example: dsan-server start --dir centre
+    """
+    with _coded_exit():
+        from dsan_daemon.logs import configure_logs
+        from server.centre import open_centre
+        from server.daemon import run_daemon
+
+        centre, config = open_centre(folder)
+        configure_logs(config.log_level.upper())
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request at INFO
+        run_daemon(centre, config, insecure_loopback)
 
 
 @contextmanager

@@ -23,25 +23,23 @@ class Enrolment(BaseModel):
     revoked_at: datetime | None = None
 
 
-class EnrolledSite(BaseModel):
-    """A site by the name that its certificate and its node bear."""
-
-    model_config = ConfigDict(frozen=True)
+class EnrolledSite(Enrolment):
+    """A site by the name that its certificate and its node bear, and its newest admission."""
 
     name: str
-    enrolment: Enrolment
-    earlier: tuple[Enrolment, ...] = ()  # revoked ones; their keys are never taken again
     node_id: int | None = None  # of Flower; None while the SuperLink does not know the key
+    earlier: tuple[Enrolment, ...] = ()  # revoked ones; their keys are never taken again
 
     @property
     def is_revoked(self) -> bool:
         """Whether the site may take part no more."""
-        return self.enrolment.revoked_at is not None
+        return self.revoked_at is not None
 
-    def revoked(self) -> "EnrolledSite":
-        """The same site, out from now on."""
-        ended = self.enrolment.model_copy(update={"revoked_at": now()})
-        return self.model_copy(update={"enrolment": ended})
+    @property
+    def enrolments(self) -> tuple[Enrolment, ...]:
+        """All admissions, the oldest first."""
+        newest = Enrolment(**{name: getattr(self, name) for name in Enrolment.model_fields})
+        return (*self.earlier, newest)
 
 
 def now() -> datetime:

@@ -18,7 +18,7 @@ from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, rea
 SILENT_S = 30.0  # a connected site speaks every five seconds
 SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times its usual time in a round
 CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
-ENDS = ("complete", "incomplete", "paused")
+ENDS = ("complete", "incomplete", "paused", "stopped")
 BEGINNINGS = ("started", "resumed")
 
 
@@ -28,7 +28,7 @@ class RunStatus:
 
     name: str
     study: str
-    state: str  # running, interrupted, paused, complete, incomplete, waiting
+    state: str  # running, interrupted, paused, stopped, complete, incomplete, waiting
     round: int  # the one in work, or the last finished one
     rounds: int
     began: float | None = None

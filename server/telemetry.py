@@ -19,7 +19,10 @@ from server.ledger import read_ledger
 from server.round_files import pooled, read_rounds, read_validation
 from server.status import CentreStatus, RunStatus, SiteInRun, centre_status
 
-RUN_STATES = ("waiting", "running", "paused", "interrupted", "incomplete", "complete", "unreadable")
+RUN_STATES = (
+    *("waiting", "running", "paused", "stopped", "interrupted"),
+    *("incomplete", "complete", "unreadable"),
+)
 SITE_KINDS = ("connected", "away", "never-heard")
 MOST_SITES, MOST_CODES = 256, 64  # what one scrape may have of each; a hostile site invents no further ones
 

@@ -1,4 +1,4 @@
-"""Makes tests/server/site_keys.py importable by name: there are no packages under tests."""
+"""Makes the helpers of these tests importable by name: there are no packages under tests."""
 
 import importlib.util
 import sys
@@ -19,9 +19,16 @@ def _load(name: str) -> ModuleType:
 
 
 _KEYS = _load("site_keys")
+_CENTRE = _load("running_centre")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def site_keys() -> ModuleType:
     """Keys and requests as a site makes them."""
     return _KEYS
+
+
+@pytest.fixture(scope="session")
+def running_centre() -> ModuleType:
+    """A centre's daemon as an operator starts it."""
+    return _CENTRE

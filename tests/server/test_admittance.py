@@ -76,7 +76,7 @@ def test_an_enrolled_site_is_on_disk(centre: Centre, site_keys: ModuleType, tmp_
     keys = site_keys.make_keys()
     admit(centre, site_keys.write_request(tmp_path, "hospital-1", keys))
     site = read_sites(centre)["hospital-1"]
-    assert (site.enrolment.public_key, site.enrolment.fingerprint) == (keys.public_key, keys.fingerprint)
+    assert (site.public_key, site.fingerprint) == (keys.public_key, keys.fingerprint)
     assert not site.is_revoked
     assert site.node_id is None
 
@@ -166,7 +166,7 @@ def test_a_revoked_site_is_on_the_list_and_keeps_its_date(
     site = read_sites(centre)["a"]
     assert site.is_revoked
     listed = x509.load_pem_x509_crl((centre.tls / "crl.pem").read_bytes())
-    assert [revoked.serial_number for revoked in listed] == [int(site.enrolment.certificate_serial, 16)]
+    assert [revoked.serial_number for revoked in listed] == [int(site.certificate_serial, 16)]
     assert not read_sites(centre)["b"].is_revoked
     assert not centre.kit("a").exists()
 
@@ -193,6 +193,6 @@ def test_a_revoked_site_comes_back_with_a_new_key_only(
             admit(centre, site_keys.write_request(tmp_path, name, keys))
     admit(centre, site_keys.write_request(tmp_path, "a", new))
     site = read_sites(centre)["a"]
-    assert site.enrolment.fingerprint == new.fingerprint
+    assert site.fingerprint == new.fingerprint
     assert [earlier.fingerprint for earlier in site.earlier] == [keys.fingerprint]
     assert site.earlier[0].revoked_at is not None

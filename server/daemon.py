@@ -1,0 +1,259 @@
+"""`dsan-server start`: keeps SuperLink, SuperExec, proxy and SiteWatch running, and the studies as well."""
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dsan_daemon.files import PRIVATE, write_atomically
+from dsan_daemon.health import HealthServer
+from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
+from dsan_daemon.processes import Supervisor, supervised
+from server.centre import Centre, ServerConfig
+from server.membership import reconcile_nodes
+from server.proxy import Behind, write_proxy
+from server.refusals import ExitCode, RefusedError
+from server.site_watch import SiteWatchServer
+from server.study_keeper import StudyKeeper
+from server.superlink import (
+    LOOPBACK,
+    SuperLink,
+    SuperLinkError,
+    superexec_program,
+    superlink_program,
+    write_operator_connection,
+)
+from server.telemetry import centre_registry
+
+TEND_S = 0.5
+LOOK_EVERY_S = 2.0  # at the SuperLink and the studies
+DEAF_S = 90.0  # a SuperLink that does not answer for so long is started anew
+START_S = 120.0
+LONGEST_LOG_BYTES = 100 << 20
+
+log = logging.getLogger("dsan.server")
+
+
+def run_daemon(centre: Centre, config: ServerConfig, is_insecure: bool) -> None:
+    """Run until SIGTERM or SIGINT. RefusedError DAEMON-RUNS if another one works in this folder."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with alone(centre), supervised(centre.state / "processes.json") as supervisor:
+        _Daemon(centre, config, is_insecure, supervisor).run(stopping)
+    log.info("stopped")
+
+
+class _Daemon:
+    def __init__(
+        self, centre: Centre, config: ServerConfig, is_insecure: bool, supervisor: Supervisor
+    ) -> None:
+        self._centre = centre
+        self._config = config
+        self._is_insecure = is_insecure
+        self._supervisor = supervisor
+        self._superlink_port = config.port if is_insecure else _free_port()
+        self._superlink = SuperLink(self._superlink_port)
+        self._keeper = StudyKeeper(centre, self._superlink)
+        self._answered_at = time.monotonic()
+        self._is_ready = False
+        self._reason = "the SuperLink does not answer yet"
+        self._members_seen = 0
+        self._revoked_seen = 0
+
+    def run(self, stopping: threading.Event) -> None:
+        """Start everything, tend it until told to stop; the supervisor ends the processes."""
+        site_watch = self._site_watch()
+        health = HealthServer(self._config.health_port, self.readiness, centre_registry(self._centre.folder))
+        site_watch_port = site_watch.start()
+        try:
+            _listen(health, self._config)
+            self._start_programs(site_watch_port)
+            self._tend_until(stopping)
+            notify_stopping("stopping")
+            log.info("stopping")
+        finally:
+            site_watch.stop()
+            health.stop()
+            self._superlink.close()
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether sites and studies are served, and if not, why."""
+        return self._is_ready and not self._reason, self._reason or "ready"
+
+    def _site_watch(self) -> SiteWatchServer:
+        if self._is_insecure:
+            return SiteWatchServer(f"{LOOPBACK}:{self._config.port + 1}", None, self._centre.state)
+        return SiteWatchServer(f"{LOOPBACK}:0", self._proxy_secret(), self._centre.state)
+
+    def _start_programs(self, site_watch_port: int) -> None:
+        state, port = self._centre.state, self._superlink_port
+        secret = state / "superexec.secret"
+        _secret(secret)
+        os.environ["FLWR_HOME"] = str(state / "flwr" / "operator")
+        write_operator_connection(state, port)
+        self._supervisor.start(superlink_program(state, port, secret, not self._is_insecure))
+        self._supervisor.start(superexec_program(state, port, secret))
+        if self._is_insecure:
+            log.warning(
+                "insecure: SuperLink and SiteWatch are on 127.0.0.1, in the clear, open to any program"
+            )
+        else:
+            behind = Behind(port, site_watch_port, self._proxy_secret())
+            self._revoked_seen = _version(self._centre.tls / "crl.pem")
+            self._supervisor.start(write_proxy(self._centre, self._config, behind))
+        self._tell(site_watch_port)
+
+    def _tell(self, site_watch_port: int) -> None:
+        about = {
+            "pid": os.getpid(),
+            "start": time.time(),
+            "insecure": self._is_insecure,
+            "public_port": self._config.port,
+            "superlink_port": self._superlink_port,
+            "site_watch_port": site_watch_port,
+            "console_port": self._config.console_port,
+            "health_port": self._config.health_port,
+        }
+        write_atomically(self._centre.state / "daemon.json", json.dumps(about, indent=1).encode())
+
+    def _tend_until(self, stopping: threading.Event) -> None:
+        next_look = 0.0
+        while not stopping.wait(TEND_S):
+            for name in self._supervisor.tend():
+                log.error("%s ended; it is started again: see state/logs/%s.log", name, name)
+            if time.monotonic() >= next_look:
+                self._look()
+                notify_alive(self._reason or "ready")
+                next_look = time.monotonic() + LOOK_EVERY_S
+
+    def _look(self) -> None:
+        try:
+            self._tend_superlink()
+            self._reason = self._missing_program()
+        except SuperLinkError as error:
+            self._tend_deaf(error)
+        if not self._is_insecure and _version(self._centre.tls / "crl.pem") != self._revoked_seen:
+            self._reload_proxy()
+        _shorten_logs(self._centre.state / "logs")
+
+    def _tend_superlink(self) -> None:
+        if not self._superlink.is_healthy():
+            raise SuperLinkError("the SuperLink does not answer")
+        if not self._is_ready:
+            self._keeper.begin()
+        members = _version(self._centre.sites)
+        if not self._is_insecure and members != self._members_seen:
+            reconcile_nodes(self._centre, self._superlink)
+            self._members_seen = members  # what was written since is looked at next time
+        if self._keeper.tend():
+            self._supervisor.restart("superexec")
+        if not self._is_ready:
+            self._is_ready = True
+            notify_ready("ready")
+            log.info("ready: sites reach %s:%d", self._config.host, self._config.port)
+        self._answered_at = time.monotonic()
+
+    def _tend_deaf(self, error: SuperLinkError) -> None:
+        self._reason = str(error)
+        silent_s = time.monotonic() - self._answered_at
+        if self._is_ready:
+            log.warning("%s (for %.0f s)", error, silent_s)
+        if silent_s > (DEAF_S if self._is_ready else START_S):
+            log.error("the SuperLink is started anew")
+            self._supervisor.restart("superlink")
+            self._answered_at = time.monotonic()
+
+    def _missing_program(self) -> str:
+        waiting = [name for name, status in self._supervisor.status().items() if status.pid is None]
+        return f"{', '.join(waiting)}: waits to be started again" if waiting else ""
+
+    def _reload_proxy(self) -> None:
+        pid = self._supervisor.status()["nginx"].pid
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+            self._revoked_seen = _version(self._centre.tls / "crl.pem")
+            log.info("the proxy reads the list of revoked certificates again")
+
+    def _proxy_secret(self) -> str:
+        return _secret(self._centre.state / "proxy.secret")
+
+
+@contextmanager
+def alone(centre: Centre) -> Iterator[None]:
+    """Keep a second daemon off the folder; the lock goes with this process, however it ends."""
+    centre.state.mkdir(mode=0o700, exist_ok=True)
+    with (centre.state / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                "DAEMON-RUNS",
+                str(centre.folder),
+                "a daemon runs in this folder already",
+                "Stop it first (SIGTERM, or `systemctl stop dsan-server`).",
+                ExitCode.NOT_PERMITTED,
+            ) from None
+        yield
+
+
+def is_daemon_running(centre: Centre) -> bool:
+    """Whether a daemon holds the folder."""
+    try:
+        with (centre.state / "daemon.lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _listen(health: HealthServer, config: ServerConfig) -> None:
+    try:
+        health.start()
+    except OSError as error:
+        raise RefusedError(
+            "DAEMON-PORT",
+            "server.toml, key health_port",
+            f"port {config.health_port} cannot be used ({error.strerror})",
+            "Give another one, or end the program that has it.",
+            ExitCode.BAD_CONFIGURATION,
+        ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _secret(path: Path) -> str:
+    """A random secret, made once and kept in a file."""
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(32).encode(), PRIVATE)
+    return path.read_text()
+
+
+def _version(path: Path) -> int:
+    """Changes when a file, or the list of files of a folder, does."""
+    return path.stat().st_mtime_ns
+
+
+def _shorten_logs(folder: Path) -> None:
+    """A log that has grown too long goes to NAME.log.1; its process goes on writing at the new end."""
+    for path in folder.glob("*.log"):
+        if path.stat().st_size > LONGEST_LOG_BYTES:
+            with suppress(OSError):  # a full disk: the log is cut all the same
+                shutil.copyfile(path, path.with_name(path.name + ".1"))
+            os.truncate(path, 0)

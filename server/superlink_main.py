@@ -1,0 +1,64 @@
+"""Starts Flower's SuperLink with two settings that its command line does not give.
+
+- SQLite waits 120 s for a lock, not 5: with 5, uploads of large models end in `database is locked`.
+- With DSAN_NODE_AUTHENTICATION=1 only registered nodes may connect. Flower's own option for it wants TLS at
+  the SuperLink itself; here TLS ends at the proxy, and between the two is loopback.
+
+Both go through private names of Flower 1.41, which `private_names` looks for first.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from typing import Any
+
+BUSY_TIMEOUT_MS = 120_000
+AUTHENTICATION = "DSAN_NODE_AUTHENTICATION"
+
+
+class MissingNameError(Exception):
+    """This Flower lacks a private name that we replace."""
+
+
+def private_names() -> tuple[Any, Any]:
+    """The two modules in which names are replaced. Raises MissingNameError if they are not as they were."""
+    sql = importlib.import_module("flwr.supercore.sql_mixin")
+    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    pragmas = dict(getattr(sql, "SQLITE_PRAGMAS", ()))
+    settings = {field.name for field in dataclasses.fields(command.SuperLinkLifespanConfig)}
+    found = {
+        "flwr.supercore.sql_mixin.SQLITE_PRAGMAS with busy_timeout": "busy_timeout" in pragmas,
+        "flwr.superlink.cli.flower_superlink._parse_superlink_lifespan_config": hasattr(
+            command, "_parse_superlink_lifespan_config"
+        ),
+        "SuperLinkLifespanConfig.enable_supernode_auth": "enable_supernode_auth" in settings,
+    }
+    missing = [name for name, is_there in found.items() if not is_there]
+    if missing:
+        raise MissingNameError(f"this release of flwr has no {', '.join(missing)}: install flwr 1.41")
+    return sql, command
+
+
+def main() -> None:
+    """Replace the names, then run Flower's own command with this process's arguments."""
+    sql, command = private_names()
+    sql.SQLITE_PRAGMAS = with_patience(sql.SQLITE_PRAGMAS)
+    if os.environ.get(AUTHENTICATION) == "1":
+        parse = command._parse_superlink_lifespan_config
+
+        def parse_with_authentication() -> Any:
+            return dataclasses.replace(parse(), enable_supernode_auth=True)
+
+        command._parse_superlink_lifespan_config = parse_with_authentication
+    sys.argv[0] = "flower-superlink"
+    command.flower_superlink()
+
+
+def with_patience(pragmas: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """SQLite's settings with a longer wait for locks."""
+    return tuple((dict(pragmas) | {"busy_timeout": str(BUSY_TIMEOUT_MS)}).items())
+
+
+if __name__ == "__main__":
+    main()
