@@ -26,6 +26,7 @@ class LedgerEntry:
     bytes: int | None = None
     digest: str | None = None
     relative_update: float | None = None
+    cosine: float | None = None  # of the update with the round's mean update (update_sketch.py)
     code: str | None = None
     message: str | None = None
 

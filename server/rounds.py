@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from dsan_model.metrics import ScoreCounts, auc
 from dsan_model.network import initial_state
 from dsan_model.protocol import (
@@ -34,6 +36,7 @@ from server.run_state import (
     save_round,
 )
 from server.study import StudyConfig
+from server.update_sketch import cosines_with_mean, sketch
 
 log = logging.getLogger("dsan.server")
 
@@ -146,6 +149,7 @@ class _Gathered:
     training: dict[str, dict[Branch, BranchTraining]] = field(default_factory=dict)
     validation: SiteCounts = field(default_factory=dict)
     entries: list[LedgerEntry] = field(default_factory=list)
+    sketches: dict[Branch, dict[str, Tensor]] = field(default_factory=dict)  # branch, site
 
     def accept(self, reply: RoundReply, incoming: dict[Branch, PackedWeights]) -> None:
         self.training[reply.site] = reply.training
@@ -153,6 +157,7 @@ class _Gathered:
         for branch, update in reply.updates.items():
             training = reply.training[branch]
             self.means[branch].add(update, training.cases)
+            self.sketches.setdefault(branch, {})[reply.site] = sketch(update)
             self.entries.append(
                 LedgerEntry(
                     reply.round,
@@ -167,6 +172,15 @@ class _Gathered:
                     relative_update=relative_update(update, incoming[branch]),
                 )
             )
+
+    def ledger(self) -> list[LedgerEntry]:
+        """The entries, those of accepted updates with the cosine, which takes all of them to know."""
+        cosines: dict[tuple[str, str], float | None] = {}
+        for branch, by_site in self.sketches.items():
+            cases = {site: self.training[site][branch].cases for site in by_site}
+            for site, cosine in cosines_with_mean(by_site, cases).items():
+                cosines[site, branch.value] = cosine
+        return [replace(entry, cosine=cosines.get((entry.site, entry.branch))) for entry in self.entries]
 
     def refuse(self, round_number: int, site: str, reason: Failure | Rejection) -> None:
         is_reply = isinstance(reason, Rejection) or reason.code == "REPLY-PROTOCOL"
@@ -193,7 +207,7 @@ def _next_round(
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), RoundReply):
         _take(gathered, outcome, request, enrolled, study)
     _count_absent(gathered, request.round, study, enrolled)
-    append_round(run_folder, gathered.entries)
+    append_round(run_folder, gathered.ledger())
     _require_quorum(gathered, request.round, study, enrolled)
     record = RoundRecord(
         round=request.round,

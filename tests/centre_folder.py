@@ -103,7 +103,5 @@ def _save_rounds(run: Path) -> None:
         sites = [site for site in SITES if (number, site) != (2, "south")]
         training = {site: dict.fromkeys(weights, _training(number)) for site in sites}
         validation = {site: dict.fromkeys(weights, _scores(number)) for site in sites}
-        state = state.after_round(
-            RoundRecord(number, digest, training, 14.0, 3000, 2000), weights, validation
-        )
+        state = state.after_round(RoundRecord(number, digest, training, 14.0, 3000, 2000), validation)
         save_round(run, state)

@@ -32,6 +32,7 @@ def test_a_round_has_a_line_for_every_entry_with_the_time(tmp_path: Path) -> Non
         "bytes": 1000,
         "digest": "ab",
         "relative_update": None,
+        "cosine": None,
         "code": None,
         "message": None,
     }
