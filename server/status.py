@@ -85,7 +85,7 @@ def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
     watched = read_watch(state)
     run_folder = folder / "runs" / run_name if run_name else newest_run(folder / "runs")
     if run_folder is None:
-        sites = tuple(_idle(name, watched, now) for name in sorted({*_enrolled(folder), *watched}))
+        sites = tuple(_idle(name, watched, now) for name in _members(folder, watched))
         return CentreStatus(now, is_watching(state), None, sites)
     return _with_run(folder, run_folder, watched, now)
 
@@ -116,7 +116,7 @@ def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> C
         return CentreStatus(now, is_watching(folder / "state"), run, ())
     lines = [line for line in read_ledger(run_folder) if "time" in line]
     run = _run_status(run_folder, study, lines)
-    names = _roles(run_folder, study, _enrolled(folder), watched, lines)
+    names = _roles(run_folder, study, _members(folder, watched), lines)
     sites = tuple(_site_status(name, role, run, lines, watched, now) for name, role in names.items())
     events = tuple(
         (_unix(line), str(line.get("event")), str(line.get("message") or ""))
@@ -166,17 +166,16 @@ def _state(run_folder: Path, events: list[dict[str, object]]) -> str:
 def _roles(
     run_folder: Path,
     study: StudyOutline,
-    enrolled: Iterable[str],
-    watched: Watched,
+    members: Iterable[str],
     lines: list[dict[str, object]],
 ) -> dict[str, str]:
-    """Every site that belongs to the run, then the other enrolled ones."""
+    """Every site that belongs to the run, then the other ones of the centre."""
     training = set(study.training) | {str(line["site"]) for line in lines if line.get("event") == "round"}
     if not study.training and not study.held_out:
         training |= set(_described(run_folder))
     roles = dict.fromkeys(sorted(training), "training")
     roles |= dict.fromkeys(sorted(set(study.held_out) - set(roles)), "held-out")
-    return roles | dict.fromkeys(sorted({*enrolled, *watched} - set(roles)), "enrolled")
+    return roles | dict.fromkeys((name for name in members if name not in roles), "enrolled")
 
 
 def _described(run_folder: Path) -> list[str]:
@@ -187,8 +186,17 @@ def _described(run_folder: Path) -> list[str]:
     return list(found) if isinstance(found, dict) else []
 
 
-def _enrolled(folder: Path) -> list[str]:
-    return [path.stem for path in (folder / "sites").glob("*.json")]
+def _members(folder: Path, watched: Watched) -> list[str]:
+    """The sites that are enrolled or were heard of, and are not revoked."""
+    enrolled = {path.stem: _is_revoked(path) for path in (folder / "sites").glob("*.json")}
+    return sorted(name for name in {*enrolled, *watched} if not enrolled.get(name))
+
+
+def _is_revoked(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["revoked_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _site_status(

@@ -58,6 +58,14 @@ def test_every_site_has_its_role_and_what_came_of_each_round(running: Path) -> N
     }
 
 
+def test_a_revoked_site_is_shown_only_where_it_took_part(running: Path) -> None:
+    for name in ("spare", "south"):
+        (running / "sites" / f"{name}.json").write_text('{"revoked_at": "2026-11-01T00:00:00Z"}')
+    names = [site.name for site in centre_status(running).sites]
+    assert "spare" not in names
+    assert "south" in names
+
+
 def test_who_is_late_is_said_with_the_reason_and_nobody_else(running: Path) -> None:
     late = {site.name: site.late for site in centre_status(running).sites if site.late}
     assert set(late) == {"south", "west"}
