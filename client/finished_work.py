@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsan_model.metrics import ScoreCounts
-from dsan_model.protocol import BranchTraining
+from dsan_model.protocol import BranchCounts, BranchTraining, branch_counts, counts_array
 from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights, Precision
 
@@ -27,7 +26,7 @@ class FinishedRound:
     """One branch of one round at this site."""
 
     training: BranchTraining
-    validation: ScoreCounts  # of the incoming weights
+    validation: BranchCounts  # of the incoming weights
     update: PackedWeights
 
 
@@ -36,6 +35,7 @@ class FinishedWork:
 
     def __init__(self, folder: Path, study_digest: str, branch: Branch) -> None:
         self.folder = folder / study_digest[:16] / branch
+        self.branch = branch
 
     def find(self, round_number: int, incoming: PackedWeights) -> FinishedRound | None:
         """The result of this round from these weights, if it was finished and its bytes are whole."""
@@ -51,14 +51,15 @@ class FinishedWork:
             floats,
             tensors["integers"].numpy(),
         )
-        return FinishedRound(training, ScoreCounts(tensors["validation"].numpy()), update)
+        validation = branch_counts(self.branch, tensors["validation"].numpy())
+        return FinishedRound(training, validation, update)
 
     def keep(self, round_number: int, incoming: PackedWeights, finished: FinishedRound) -> None:
         """Store a finished round, whole or not at all, and drop what is too old to be needed."""
         update, training = finished.update, _TRAINING.dump_json(finished.training)
         tensors = {
             "training": torch.tensor(list(training), dtype=torch.uint8),
-            "validation": torch.tensor(finished.validation.counts_LGB),
+            "validation": torch.tensor(counts_array(finished.validation)),
             "exponents": torch.tensor(update.exponents, dtype=torch.int64),
             "floats": torch.tensor(update.floats),
             "integers": torch.tensor(update.integers),

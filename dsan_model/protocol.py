@@ -5,7 +5,7 @@ the project touches Flower's records. What does not fit is a ProtocolError, neve
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from enum import StrEnum
 from functools import cache
@@ -17,10 +17,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dsan_model.cases import Label, RatioGroup, SizeGroup
+from dsan_model.dice import DiceCounts
 from dsan_model.ensemble import EnsembleCounts, EnsembleWeights
 from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts
 from dsan_model.network import NetworkConfig
+from dsan_model.patches import SegmentationConfig
 from dsan_model.sampling import Branch
 from dsan_model.traffic import LARGEST_EXPONENT, PackedWeights, Precision
 from dsan_model.training import TrainingConfig
@@ -45,6 +47,9 @@ class CaseSet(StrEnum):
 
     VALIDATION = "validation"  # those of the study's fold, which the site does not train on
     HELD_OUT = "held-out"  # all of a site that does not train
+
+
+BranchCounts = ScoreCounts | DiceCounts  # how a branch did: VB-Net has Dice, the others have scores
 
 
 class Statistic(StrEnum):
@@ -74,6 +79,7 @@ class StudyTerms:
     fold: int
     branches: tuple[Branch, ...]
     precision: Precision = Precision.FLOAT32  # of the updates that sites send back
+    segmentation: SegmentationConfig | None = None  # of a segmentation study, which trains VB-Net alone
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,11 @@ class RoundRequest:
 class BranchTraining:
     """What the training of one branch in one round came to."""
 
-    cases: int  # drawn
+    cases: int  # drawn; VB-Net draws each case once an epoch, and its patches from it
     steps: int
     seconds: float
     learning_rate: float
-    classification_loss: float
+    classification_loss: float  # of VB-Net: the Dice loss
     attention_loss: float | None
     drawn: dict[SizeGroup, int]
 
@@ -141,7 +147,7 @@ class RoundReply:
     site: str
     round: int
     training: dict[Branch, BranchTraining]
-    validation: dict[Branch, ScoreCounts]
+    validation: dict[Branch, BranchCounts]
     updates: dict[Branch, PackedWeights]  # trained minus incoming floats; the counters as they are now
 
 
@@ -161,7 +167,7 @@ class EvaluateReply:
 
     site: str
     seconds: float
-    branches: dict[Branch, ScoreCounts]
+    branches: dict[Branch, BranchCounts]
     dual_sampling: ScoreCounts | None
     infection_ratio: ScoreCounts
 
@@ -279,6 +285,26 @@ def size_bytes(record: RecordDict) -> int:
     return arrays + len(str(record.config_records["head"]["json"]))
 
 
+def branch_counts(branch: Branch, counts: npt.NDArray[np.int64]) -> BranchCounts:
+    """The counts that a branch has, from their array. ValueError if the array is not that."""
+    return DiceCounts(counts) if branch is Branch.VBNET else ScoreCounts(counts)
+
+
+def added_scores(counts: Iterable[BranchCounts]) -> ScoreCounts:
+    """The scores among the counts of several sites, added."""
+    return sum((of_site for of_site in counts if isinstance(of_site, ScoreCounts)), ScoreCounts.empty())
+
+
+def added_dice(counts: Iterable[BranchCounts]) -> DiceCounts:
+    """The Dice among the counts of several sites, added."""
+    return sum((of_site for of_site in counts if isinstance(of_site, DiceCounts)), DiceCounts.empty())
+
+
+def counts_array(counts: BranchCounts) -> npt.NDArray[np.int64]:
+    """The array that `branch_counts` takes."""
+    return counts.counts_SGQ if isinstance(counts, DiceCounts) else counts.counts_LGB
+
+
 _BULK = {"weights", "updates", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}
 
 
@@ -333,7 +359,7 @@ def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Mess
         raise ProtocolError(f"not a {kind.__name__}: {type(error).__name__}: {error}") from error
 
 
-_Bulk = PackedWeights | ScoreCounts | EnsembleCounts
+_Bulk = PackedWeights | BranchCounts | EnsembleCounts
 
 
 def _write_bulk(
@@ -346,7 +372,7 @@ def _write_bulk(
         return {"branches": {b: _write_bulk(v, f"{name}/{b}", arrays, layouts) for b, v in value.items()}}
     if isinstance(value, PackedWeights):
         return _write_weights(value, name, arrays, layouts)
-    counts = value.counts_LGB if isinstance(value, ScoreCounts) else value.counts_WSLB
+    counts = value.counts_WSLB if isinstance(value, EnsembleCounts) else counts_array(value)
     arrays[name] = _array(np.ascontiguousarray(counts, np.int64))
     return {"shape": list(counts.shape)}
 
@@ -372,13 +398,19 @@ def _read_bulk(
     """What `_write_bulk` wrote, as the type that the message declares and as no other."""
     if get_origin(kind) is dict:
         _, each = get_args(kind)
-        by_branch = form["branches"].items()
-        return {Branch(b): _read_bulk(f, f"{name}/{b}", each, arrays, layouts) for b, f in by_branch}
+        by_branch = [(Branch(b), f) for b, f in form["branches"].items()]
+        if each == BranchCounts:
+            return {b: branch_counts(b, _counts(f, f"{name}/{b}", arrays)) for b, f in by_branch}
+        return {b: _read_bulk(f, f"{name}/{b}", each, arrays, layouts) for b, f in by_branch}
     if kind == ScoreCounts | None:
         return None if form is None else _read_bulk(form, name, ScoreCounts, arrays, layouts)
     if kind is PackedWeights:
         return _read_weights(form, name, arrays, layouts)
-    return kind(_values(arrays[name], np.int64).reshape(form["shape"]))
+    return kind(_counts(form, name, arrays))
+
+
+def _counts(form: Any, name: str, arrays: Mapping[str, Array]) -> npt.NDArray[np.int64]:
+    return _values(arrays[name], np.int64).reshape(form["shape"])
 
 
 def _read_layout(form: Any) -> Layout:

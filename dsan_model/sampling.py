@@ -12,27 +12,29 @@ from dsan_model.cases import SizeGroup
 
 
 class Branch(StrEnum):
-    """The networks of a study: the two of the paper, and RN34 + US for comparison."""
+    """The networks of a study: the two of the paper, RN34 + US for comparison, or VB-Net."""
 
     US = "us"  # Attention RN34 + US
     SS = "ss"  # Attention RN34 + SS
     BASELINE = "baseline"  # RN34 + US: no attention loss
+    VBNET = "vbnet"  # of a segmentation study, which has no other
 
     @property
     def model_name(self) -> str:
-        """The name that Tables II and III give the network."""
+        """The name that the paper gives the network."""
         return _MODEL_NAMES[self]
 
     @property
     def has_attention_loss(self) -> bool:
         """Whether Eq. 3 is part of the loss that trains this network."""
-        return self is not Branch.BASELINE
+        return self in (Branch.US, Branch.SS)
 
 
 _MODEL_NAMES = {
     Branch.US: "Attention RN34 + US",
     Branch.SS: "Attention RN34 + SS",
     Branch.BASELINE: "RN34 + US",
+    Branch.VBNET: "VB-Net",
 }
 DUAL_SAMPLING = "Attention RN34 + DS"
 

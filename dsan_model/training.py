@@ -151,7 +151,7 @@ def train_epoch(
     network.train()
     totals = _Totals()
     for step, batch in enumerate(epoch_batches, start=1):
-        _set_norm_momentum(network)
+        set_norm_momentum(network)
         losses = total_loss(
             _forward(network, batch.volume_B1DHW, machine),
             batch.label_B,
@@ -197,7 +197,7 @@ def predict(
     return torch.cat(logits).numpy() if logits else np.empty(0)
 
 
-def _set_norm_momentum(network: nn.Module) -> None:
+def set_norm_momentum(network: nn.Module) -> None:
     """Let running statistics begin at those of the first batch instead of at mean 0 and variance 1.
 
     A site of a federation may take three steps a round: with the usual momentum of 0.1 alone, what the

@@ -14,15 +14,18 @@ from typing import TextIO
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from dsan_model.sampling import Branch
 from server.enrolment import Enrolled, enrol
 from server.ensemble_fit import fit
 from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
 from server.ledger import append_event
 from server.model_package import write_model_package
-from server.results import StudyOutcome, study_results, write_results
+from server.results import Row, StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
-from server.study import read_study
+from server.segmentation_package import write_segmentation_package
+from server.segmentation_results import SegmentationOutcome, segmentation_results
+from server.study import StudyConfig, read_study
 
 LOCK_S = 5.0  # the daemon looks at the lock now and then, and a process that was stopped takes a while to end
 
@@ -75,7 +78,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def run_study(grid: Grid, run_folder: Path) -> None:
-    """Enrol, train, select, fit the ensemble, evaluate, and write results.json and the model package.
+    """Run the study to its end: results.json and the model package are there.
 
     StudyPausedError if too few sites take part to go on; the same call resumes the study later.
     """
@@ -83,24 +86,47 @@ def run_study(grid: Grid, run_folder: Path) -> None:
     study = read_study(run_folder / "study.toml")
     exchange = Exchange(grid, study.participation.deadline_h * 3600)
     append_event(run_folder, "started", study.name)
+    run_task = _segment if study.task == "segmentation" else _classify
     try:
-        enrolled = enrol(exchange, study, run_folder)
-        _require_training_cases(enrolled)
-        state = train(exchange, study, enrolled, run_folder)
-        state, unvalidated = validate_newest(exchange, study, enrolled, state)
-        selection = select(state)
-        models = load_selected(run_folder, study, state, selection)
-        ensemble = fit(exchange, study, enrolled, models)
-        held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
-        explained = explain(exchange, study, enrolled, models, ensemble.weights)
+        results = run_task(exchange, study, run_folder, started)
     except StudyPausedError as error:
         append_event(run_folder, "paused", str(error))
         raise
+    write_results(run_folder, results)
+    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+
+
+def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started: float) -> Row:
+    """Enrol, train, select, fit the ensemble, evaluate, explain."""
+    enrolled = enrol(exchange, study, run_folder)
+    _require_training_cases(enrolled)
+    state = train(exchange, study, enrolled, run_folder)
+    state, unvalidated = validate_newest(exchange, study, enrolled, state)
+    selection = select(state)
+    models = load_selected(run_folder, study, state, selection)
+    ensemble = fit(exchange, study, enrolled, models)
+    held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
+    explained = explain(exchange, study, enrolled, models, ensemble.weights)
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
     results = study_results(run_folder, outcome, exchange, time.monotonic() - started)
     write_model_package(run_folder, study, {b: w.unpack() for b, w in models.items()}, results)
-    write_results(run_folder, results)
-    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+    return results
+
+
+def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: float) -> Row:
+    """Enrol, train VB-Net, select, evaluate."""
+    enrolled = enrol(exchange, study, run_folder)
+    _require_training_cases(enrolled)
+    state = train(exchange, study, enrolled, run_folder)
+    state, unvalidated = validate_newest(exchange, study, enrolled, state)
+    selection = select(state)
+    models = load_selected(run_folder, study, state, selection)
+    held_out = evaluate_held_out(exchange, study, enrolled, models, None)
+    chosen = selection[Branch.VBNET]
+    outcome = SegmentationOutcome(study, enrolled, state, unvalidated, chosen, held_out)
+    results = segmentation_results(run_folder, outcome, exchange, time.monotonic() - started)
+    write_segmentation_package(run_folder, study, models[Branch.VBNET].unpack(), results)
+    return results
 
 
 def _require_training_cases(enrolled: Enrolled) -> None:

@@ -38,9 +38,9 @@ def evaluate_held_out(
     study: StudyConfig,
     enrolled: Enrolled,
     models: dict[Branch, PackedWeights],
-    ensemble: EnsembleWeights,
+    ensemble: EnsembleWeights | None,
 ) -> HeldOut:
-    """Every held-out site scores all its cases with each branch and with the dual-sampling model."""
+    """Every held-out site scores all its cases with each branch and, if given, with the ensemble of both."""
     request = EvaluateRequest(study.terms(), CaseSet.HELD_OUT, ensemble, models)
     held_out = HeldOut({}, {s: f for s, f in enrolled.failures.items() if s in study.sites.held_out})
     for outcome in exchange.ask(dict.fromkeys(enrolled.held_out, request), EvaluateReply):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,25 @@ def write_model_package(
     run_folder: Path, study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
 ) -> Path:
     """Write model/ beside the results: model.json, one safetensors a branch, MODEL_CARD.md, SHA256SUMS."""
+    with new_package(run_folder, _description(study, models, results), _card(study, results)) as partial:
+        for branch, weights in models.items():
+            save_weights(partial / f"{branch}.safetensors", weights)
+    return run_folder / "model"
+
+
+@contextmanager
+def new_package(run_folder: Path, description: dict[str, Any], card: str) -> Iterator[Path]:
+    """A folder to write weights to, which then becomes model/, with its description, card and sums."""
     folder, partial = run_folder / "model", run_folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for branch, weights in models.items():
-        save_weights(partial / f"{branch}.safetensors", weights)
-    description = _description(study, models, results)
+    yield partial
     (partial / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    (partial / "MODEL_CARD.md").write_text(_card(study, results), encoding="utf-8")
+    (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     seal(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     sync(run_folder)
-    return folder
 
 
 def _description(
@@ -66,7 +74,7 @@ def _description(
 def _card(study: StudyConfig, results: dict[str, Any]) -> str:
     rows = [
         f"| {row['set']} | {row['model']} | {row['n']['COVID-19']} / {row['n']['CAP']} | "
-        + " | ".join(_figure(row[key]) for key in ("auc", "accuracy", "sensitivity", "specificity", "f1"))
+        + " | ".join(figure(row[key]) for key in ("auc", "accuracy", "sensitivity", "specificity", "f1"))
         + " |"
         for row in results["table2"]
     ]
@@ -87,11 +95,12 @@ pneumonia of a chest CT. **For research only; not a medical device.**
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-The infection ratio alone reaches an AUC of {_figure(control["validation"])} (validation) and
-{_figure(control["held-out"])} (held-out). F1 is macro-averaged; the threshold is 0.5; n/a marks a figure that
+The infection ratio alone reaches an AUC of {figure(control["validation"])} (validation) and
+{figure(control["held-out"])} (held-out). F1 is macro-averaged; the threshold is 0.5; n/a marks a figure that
 is not defined, such as the AUC of one class.
 """
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Three digits, or n/a where it is not defined."""
     return "n/a" if value is None else f"{value:.3f}"

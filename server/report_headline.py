@@ -15,7 +15,7 @@ from server.report_blocks import (
 )
 from server.report_input import ModelScores, Results, RunFolder, Site, Study
 
-BRANCH_TITLE = {Branch.US: "US", Branch.SS: "SS", Branch.BASELINE: "baseline"}
+BRANCH_TITLE = {Branch.US: "US", Branch.SS: "SS", Branch.BASELINE: "baseline", Branch.VBNET: "VB-Net"}
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,21 @@ from dsan_daemon.files import write_atomically
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import BAND, score_counts_at
 from dsan_model.metrics import ScoreCounts, auc, metrics_row, roc
-from dsan_model.protocol import AttentionSums, CaseSet, Demographics, SiteDescription
+from dsan_model.protocol import (
+    AttentionSums,
+    BranchCounts,
+    CaseSet,
+    Demographics,
+    SiteDescription,
+    added_scores,
+)
 from dsan_model.sampling import DUAL_SAMPLING, Branch, site_probabilities, size_balanced_probabilities
 from server.enrolment import Enrolled
 from server.ensemble_fit import FittedEnsemble
 from server.exchange import Exchange, Failure
 from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
-from server.rounds import Selection, pooled_validation
+from server.rounds import Selection, validation_counts
 from server.run_state import RoundRecord, RunState
 from server.study import StudyConfig, differences_from_paper
 
@@ -56,14 +63,14 @@ class StudyOutcome:
 
 def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, total_s: float) -> Row:
     """What results.json says; figures that are not defined are None."""
-    sites = _sites(run_folder, outcome)
+    sites = site_rows(run_folder, outcome.study, outcome.enrolled, outcome.failures)
     return {
         "format_version": FORMAT_VERSION,
         "study": _study(outcome.study),
         "complete": all(site["complete"] for site in sites),
         "sites": sites,
         "model_selection": {
-            branch.value: {"round": chosen.round, "validation_auc": chosen.validation_auc}
+            branch.value: {"round": chosen.round, "validation_auc": chosen.validation_score}
             for branch, chosen in outcome.selection.items()
         },
         "controls": {"auc_infection_ratio": _ratio_control(outcome)},
@@ -73,18 +80,18 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         "timing": {
             "total_s": total_s,
             "site_training_s": sum(_training_seconds(record) for record in outcome.state.history),
-            "rounds": _round_times(outcome.state),
+            "rounds": round_times(outcome.state),
         },
         "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
         "shrunk": [
             {"what": what, "paper": paper, "here": here}
             for what, paper, here in differences_from_paper(outcome.study)
         ],
-        "table1": _table1(outcome.enrolled),
+        "table1": table1(outcome.enrolled),
         "curves": _curves(outcome.state),
-        "ratio_histogram": _ratio_histogram(outcome.enrolled),
+        "ratio_histogram": ratio_histogram(outcome.enrolled),
         **_sampling(outcome.state, outcome.enrolled),
-        "failures": _failures(outcome),
+        "failures": failure_rows(outcome.failures),
     }
 
 
@@ -110,17 +117,19 @@ def _study(study: StudyConfig) -> Row:
     }
 
 
-def _sites(run_folder: Path, outcome: StudyOutcome) -> list[Row]:
+def site_rows(
+    run_folder: Path, study: StudyConfig, enrolled: Enrolled, failures: Mapping[str, Failure]
+) -> list[Row]:
+    """Every site that the study has or wanted: its role, its cases, and whether it did all of its part."""
     status = last_statuses(run_folder)
-    study, enrolled = outcome.study, outcome.enrolled
     rows = []
     for site in sorted({*study.sites.training, *enrolled.training}):
         rounds = range(1, study.rounds + 1)
         completed = sum(status.get((r, site)) == "accepted" for r in rounds)
-        finished = completed == study.rounds and site not in outcome.failures
+        finished = completed == study.rounds and site not in failures
         rows.append(_site(site, "training", enrolled, completed, study.rounds, finished))
     for site in sorted({*study.sites.held_out, *enrolled.held_out}):
-        rows.append(_site(site, "held-out", enrolled, 0, 0, site not in outcome.failures))
+        rows.append(_site(site, "held-out", enrolled, 0, 0, site not in failures))
     return rows
 
 
@@ -143,10 +152,11 @@ def _cases(description: SiteDescription | None) -> Row:
     return {label.value: found.get(label, 0) for label in Label}
 
 
-def _failures(outcome: StudyOutcome) -> list[Row]:
+def failure_rows(failures: Mapping[str, Failure]) -> list[Row]:
+    """Why a site is missing somewhere."""
     return [
         {"site": site, "code": failure.code, "message": failure.message}
-        for site, failure in sorted(outcome.failures.items())
+        for site, failure in sorted(failures.items())
     ]
 
 
@@ -200,8 +210,8 @@ def _scores(outcome: StudyOutcome) -> dict[CaseSet, dict[str, dict[str, ScoreCou
     for branch in (Branch.BASELINE, Branch.US, Branch.SS):
         if branch in outcome.selection:
             of_round = outcome.state.validation[outcome.selection[branch].round]
-            validation[branch.model_name] = {site: counts[branch] for site, counts in of_round.items()}
-            held_out[branch.model_name] = {site: reply.branches[branch] for site, reply in replies.items()}
+            validation[branch.model_name] = _of_branch(of_round, branch)
+            held_out[branch.model_name] = _of_branch({s: r.branches for s, r in replies.items()}, branch)
     weights = outcome.ensemble.weights
     validation[DUAL_SAMPLING] = {
         site: score_counts_at(counts, weights) for site, counts in outcome.ensemble.counts.items()
@@ -210,6 +220,12 @@ def _scores(outcome: StudyOutcome) -> dict[CaseSet, dict[str, dict[str, ScoreCou
         site: reply.dual_sampling for site, reply in replies.items() if reply.dual_sampling is not None
     }
     return {CaseSet.VALIDATION: validation, CaseSet.HELD_OUT: held_out}
+
+
+def _of_branch(
+    by_site: Mapping[str, Mapping[Branch, BranchCounts]], branch: Branch
+) -> dict[str, ScoreCounts]:
+    return {site: added_scores([counts[branch]]) for site, counts in by_site.items()}
 
 
 def _pooled(counts: Iterable[ScoreCounts]) -> ScoreCounts:
@@ -242,7 +258,8 @@ def _training_seconds(record: RoundRecord) -> float:
     return sum(branch.seconds for site in record.training.values() for branch in site.values())
 
 
-def _round_times(state: RunState) -> list[Row]:
+def round_times(state: RunState) -> list[Row]:
+    """Seconds of every round and branch: of the slowest site's training, and of all the rest."""
     rows = []
     for record in state.history:
         slowest_site = max(sum(t.seconds for t in site.values()) for site in record.training.values())
@@ -268,13 +285,15 @@ def _curves(state: RunState) -> list[Row]:
             attention = [(t.attention_loss, t.cases) for t in training if t.attention_loss is not None]
             found = None
             if record.round < len(state.validation):
-                found = auc(pooled_validation(state, record.round, branch).histogram())
+                found = auc(added_scores(validation_counts(state, record.round, branch)).histogram())
             rows.append(
                 {
                     "round": record.round,
                     "branch": branch.value,
-                    "classification_loss": _mean((t.classification_loss, t.cases) for t in training),
-                    "attention_loss": _mean(attention),
+                    "classification_loss": case_weighted_mean(
+                        (t.classification_loss, t.cases) for t in training
+                    ),
+                    "attention_loss": case_weighted_mean(attention),
                     "validation_auc": None if found is None else found[0],
                     "validation_auc_error_bound": None if found is None else found[1],
                     "learning_rate": training[0].learning_rate,
@@ -283,12 +302,14 @@ def _curves(state: RunState) -> list[Row]:
     return rows
 
 
-def _mean(values: Iterable[tuple[float, int]]) -> float | None:
+def case_weighted_mean(values: Iterable[tuple[float, int]]) -> float | None:
+    """Mean of (value, cases) over the cases; None without any."""
     pairs = list(values)
     return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else None
 
 
-def _table1(enrolled: Enrolled) -> list[Row]:
+def table1(enrolled: Enrolled) -> list[Row]:
+    """Demographics of the training sites and of the held-out ones (Table I)."""
     rows = []
     for name, sites in (("training", enrolled.training), ("held-out", enrolled.held_out)):
         found = [row for site in sites.values() for row in site.demographics]
@@ -313,7 +334,8 @@ def _demographics(found: list[Demographics]) -> Row:
     }
 
 
-def _ratio_histogram(enrolled: Enrolled) -> Row:
+def ratio_histogram(enrolled: Enrolled) -> Row:
+    """Cases by infection ratio, set and class (Fig. 1)."""
     sets = {
         name: {
             label.value: np.sum([site.ratio_histogram[label] for site in sites.values()], axis=0).tolist()

@@ -7,18 +7,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dsan_model.metrics import ScoreCounts, auc
+from dsan_model.metrics import auc
 from dsan_model.network import initial_state
 from dsan_model.protocol import (
+    BranchCounts,
     BranchTraining,
     CaseSet,
     EvaluateReply,
     EvaluateRequest,
     RoundReply,
     RoundRequest,
+    added_dice,
+    added_scores,
 )
 from dsan_model.sampling import Branch, size_balanced_probabilities
 from dsan_model.traffic import PackedWeights, pack
+from dsan_model.vbnet import initial_vbnet_state
 from dsan_model.weights import flatten
 from server.admission import Rejection, reject_round, relative_update
 from server.aggregation import RunningMean, moved, with_momentum
@@ -47,10 +51,10 @@ class StudyPausedError(Exception):
 
 @dataclass(frozen=True)
 class Selection:
-    """The round whose weights a branch goes on with; its pooled validation AUC, None with one class only."""
+    """The round whose weights a branch goes on with; its pooled validation score, None if not defined."""
 
     round: int
-    validation_auc: float | None
+    validation_score: float | None
 
 
 def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> RunState:
@@ -89,10 +93,10 @@ def validate_newest(
 
 
 def select(state: RunState) -> dict[Branch, Selection]:
-    """The best round of every branch by pooled validation AUC, the earlier one on a tie (IV-C).
+    """The best round of every branch by pooled validation score, the earlier one on a tie (IV-C).
 
     Only rounds that the same, largest number of sites validated are compared: a site that was missing once
-    does not change what "best" means. Without any AUC (one class) the newest round is taken.
+    does not change what "best" means. Without any score (one class) the newest round is taken.
     """
     most = max((len(counts) for counts in state.validation[1:]), default=0)
     full = [r for r, counts in enumerate(state.validation) if r > 0 and len(counts) == most and most > 0]
@@ -121,15 +125,23 @@ def load_selected(
     return {branch: pack(weights, study.precision) for branch, weights in selected.items()}
 
 
-def pooled_validation(state: RunState, round_number: int, branch: Branch) -> ScoreCounts:
-    """The validation counts of all sites together of the weights after a round."""
-    by_site = state.validation[round_number].values()
-    return sum((counts[branch] for counts in by_site), ScoreCounts.empty())
+def validation_counts(state: RunState, round_number: int, branch: Branch) -> list[BranchCounts]:
+    """How the weights after a round did at each site that validated them."""
+    return [counts[branch] for counts in state.validation[round_number].values()]
+
+
+def validation_score(state: RunState, round_number: int, branch: Branch) -> float | None:
+    """Of all sites together: the AUC, of VB-Net the mean Dice; None if it is not defined."""
+    counts = validation_counts(state, round_number, branch)
+    if branch is Branch.VBNET:
+        return added_dice(counts).score
+    found = auc(added_scores(counts).histogram())
+    return None if found is None else found[0]
 
 
 def _best(state: RunState, branch: Branch, rounds: list[int]) -> Selection:
-    found = {r: auc(pooled_validation(state, r, branch).histogram()) for r in rounds}
-    scores = {r: value[0] for r, value in found.items() if value is not None}
+    found = {r: validation_score(state, r, branch) for r in rounds}
+    scores = {r: value for r, value in found.items() if value is not None}
     if not scores:
         return Selection(state.round, None)
     best = max(scores, key=lambda r: (scores[r], -r))
@@ -137,7 +149,10 @@ def _best(state: RunState, branch: Branch, rounds: list[int]) -> Selection:
 
 
 def _untrained(study: StudyConfig) -> RunState:
-    weights = flatten(initial_state(study.network_config, study.seed))
+    if study.task == "segmentation":
+        weights = flatten(initial_vbnet_state(study.segmentation.config.network, study.seed))
+    else:
+        weights = flatten(initial_state(study.network_config, study.seed))
     return RunState(0, dict.fromkeys(study.branches, weights))
 
 
@@ -271,15 +286,16 @@ def _require_quorum(gathered: _Gathered, round_number: int, study: StudyConfig, 
 
 
 def _tell(state: RunState, study: StudyConfig) -> None:
-    """One line on how the round went; the AUC is that of the weights that went into it."""
+    """One line on how the round went; the score is that of the weights that went into it."""
+    measure = "Dice" if study.task == "segmentation" else "AUC"
     parts = []
     for branch in state.weights:
         training = [by_branch[branch] for by_branch in state.history[-1].training.values()]
         cases = sum(t.cases for t in training)
         loss = sum(t.classification_loss * t.cases for t in training) / cases
-        found = auc(pooled_validation(state, state.round - 1, branch).histogram())
-        score = "n/a" if found is None else f"{found[0]:.3f}"
-        parts.append(f"{branch}: loss {loss:.3f}, validation AUC {score}")
+        found = validation_score(state, state.round - 1, branch)
+        score = "n/a" if found is None else f"{found:.3f}"
+        parts.append(f"{branch}: loss {loss:.3f}, validation {measure} {score}")
     last = state.history[-1]
     head = f"round {state.round}/{study.rounds}: {len(last.training)} sites, {last.seconds:.1f} s"
     log.info("%s; %s", head, "; ".join(parts))

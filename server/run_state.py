@@ -18,15 +18,14 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from dsan_daemon.files import sync
-from dsan_model.metrics import ScoreCounts
-from dsan_model.protocol import BranchTraining
+from dsan_model.protocol import BranchCounts, BranchTraining, branch_counts, counts_array
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights, load_weights, save_weights
 
 SUMS = "SHA256SUMS"
 VELOCITY = "velocity.safetensors"  # of server momentum, by branch
 ROUNDS_KEPT = 2  # newest rounds whose weights stay beside those of the best rounds
-SiteCounts = dict[str, dict[Branch, ScoreCounts]]  # site, branch
+SiteCounts = dict[str, dict[Branch, BranchCounts]]  # site, branch
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ def save_round(run_folder: Path, state: RunState) -> None:
     if state.velocity:
         save_tensors({b.value: values for b, values in state.velocity.items()}, partial / VELOCITY)
     counts = {
-        f"{site}/{branch}": scores.counts_LGB
+        f"{site}/{branch}": counts_array(of_branch)
         for site, by_branch in state.validation[-1].items()
-        for branch, scores in by_branch.items()
+        for branch, of_branch in by_branch.items()
     }
     save_file(counts or {"none": np.zeros(0)}, partial / "validation.safetensors")
     (partial / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
@@ -170,7 +169,7 @@ def _load_validation(folder: Path) -> SiteCounts:
     for name, values in load_file(folder / "validation.safetensors").items():
         if "/" in name:
             site, branch = name.rsplit("/", 1)
-            counts.setdefault(site, {})[Branch(branch)] = ScoreCounts(values)
+            counts.setdefault(site, {})[Branch(branch)] = branch_counts(Branch(branch), values)
     return counts
 
 

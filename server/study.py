@@ -1,6 +1,7 @@
 """study.toml: what a study varies. The defaults are the paper's; presets for small machines shrink them."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,15 +9,22 @@ from pydantic import Field, model_validator
 
 from dsan_model.configuration import Strict, parse_configuration, read_configuration
 from dsan_model.network import NetworkConfig
+from dsan_model.patches import PRESETS as SEGMENTATION_PRESETS
+from dsan_model.patches import SegmentationConfig
 from dsan_model.preprocessing import PAPER_SHAPE_DHW, Recipe
 from dsan_model.protocol import StudyTerms
 from dsan_model.sampling import Branch
+from dsan_model.segmentation_grid import SegmentationRecipe
 from dsan_model.traffic import Precision
 from dsan_model.training import TrainingConfig
+from dsan_model.vbnet import VBNetConfig
 
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
 Positive = Annotated[int, Field(gt=0)]
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+Scales = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)]
+Millimetres = Annotated[float, Field(ge=0.1, le=20)]
+Task = Literal["classification", "segmentation"]
 
 
 class InputTable(Strict):
@@ -63,6 +71,30 @@ class TrafficTable(Strict):
     precision: Literal["float32", "float16"] = "float16"
 
 
+class SegmentationTable(Strict):
+    """[segmentation]: grid, patches and network of a study whose task is segmentation (ref. [10])."""
+
+    spacing_mm_xyz: tuple[Millimetres, Millimetres, Millimetres] = SegmentationConfig.spacing_mm_xyz
+    patch_dhw: tuple[Positive, Positive, Positive] = SegmentationConfig.patch_dhw
+    patches_per_case: Positive = SegmentationConfig.patches_per_case
+    width: Positive = VBNetConfig.width
+    convolutions: Scales = VBNetConfig.convolutions
+    plain_scales: Annotated[int, Field(ge=0)] = VBNetConfig.plain_scales
+
+    @model_validator(mode="after")
+    def _patch_fits_the_network(self) -> "SegmentationTable":
+        stride = self.config.network.stride
+        if any(side % stride for side in self.patch_dhw):
+            raise ValueError(f"patch_dhw {self.patch_dhw}: each side must be a multiple of {stride}")
+        return self
+
+    @property
+    def config(self) -> SegmentationConfig:
+        """The same, as the messages have it."""
+        network = VBNetConfig(self.width, self.convolutions, self.plain_scales)
+        return SegmentationConfig(self.spacing_mm_xyz, self.patch_dhw, self.patches_per_case, network)
+
+
 class SitesTable(Strict):
     """[sites]: who must take part. Empty lists are filled from the sites that are there at the start."""
 
@@ -93,6 +125,7 @@ class StudyConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     preset: str = "full"
+    task: Task = "classification"
     rounds: Positive = 20
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] = 0
@@ -102,6 +135,7 @@ class StudyConfig(Strict):
     training: TrainingTable = TrainingTable()
     aggregation: AggregationTable = AggregationTable()
     traffic: TrafficTable = TrafficTable()
+    segmentation: SegmentationTable = SegmentationTable()
     sites: SitesTable = SitesTable()
     participation: ParticipationTable = ParticipationTable()
 
@@ -114,12 +148,19 @@ class StudyConfig(Strict):
     @property
     def branches(self) -> tuple[Branch, ...]:
         """The networks to train, in the order in which they are trained."""
+        if self.task == "segmentation":
+            return (Branch.VBNET,)
         return (Branch.US, Branch.SS, Branch.BASELINE) if self.baseline else (Branch.US, Branch.SS)
 
     @property
     def recipe(self) -> Recipe:
-        """How the sites must have prepared their volumes."""
+        """How the sites must have prepared the volumes of a classification."""
         return Recipe(shape_DHW=self.input.shape_dhw, antialias=self.input.antialias)
+
+    @property
+    def segmentation_recipe(self) -> SegmentationRecipe:
+        """How the sites must have prepared the volumes of a segmentation."""
+        return SegmentationRecipe(self.segmentation.spacing_mm_xyz)
 
     @property
     def network_config(self) -> NetworkConfig:
@@ -139,18 +180,20 @@ class StudyConfig(Strict):
 
     def terms(self) -> StudyTerms:
         """What the messages to the sites say of the study."""
+        is_segmentation = self.task == "segmentation"
         return StudyTerms(
             name=self.name,
             digest=self.digest,
             seed=self.seed,
             input_shape_dhw=self.input.shape_dhw,
-            recipe_digest=self.recipe.digest,
+            recipe_digest=self.segmentation_recipe.digest if is_segmentation else self.recipe.digest,
             network=self.network_config,
             training=TrainingConfig(**self.training.model_dump(), proximal_mu=self.aggregation.proximal_mu),
             folds=self.folds,
             fold=self.fold,
             branches=self.branches,
             precision=self.precision,
+            segmentation=self.segmentation.config if is_segmentation else None,
         )
 
 
@@ -164,6 +207,20 @@ def preset_study(preset: str, name: str, seed: int) -> StudyConfig:
     return parse_configuration(
         {"name": name, "seed": seed, "preset": preset, **PRESETS[preset]}, StudyConfig, preset
     )
+
+
+def segmentation_table(preset: str) -> dict[str, object]:
+    """What a preset of the training of VB-Net says in a study.toml."""
+    values = SEGMENTATION_PRESETS[preset]
+    segmentation = asdict(values.segmentation)
+    network = segmentation.pop("network")
+    training = {key: getattr(values.training, key) for key in TrainingTable.model_fields}
+    return {
+        "task": "segmentation",
+        "rounds": values.rounds,
+        "segmentation": segmentation | network,
+        "training": training,
+    }
 
 
 # What a preset shrinks so that two CPU cores learn in minutes. Never the method: network family, attention
@@ -193,10 +250,13 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def differences_from_paper(study: StudyConfig) -> list[tuple[str, str, str]]:
-    """What this study has, and the paper has not: (what, in the paper, here)."""
-    paper = StudyConfig(name="paper")
+    """What this study has, and the paper (or ref. [10]) has not: (what, in the paper, here)."""
+    is_segmentation = study.task == "segmentation"
+    paper = parse_configuration(
+        {"name": "paper", **(segmentation_table("full") if is_segmentation else {})}, StudyConfig, "paper"
+    )
     rows = []
-    for table in ("input", "network", "training"):
+    for table in ("segmentation", "training") if is_segmentation else ("input", "network", "training"):
         ours, theirs = getattr(study, table), getattr(paper, table)
         for key in type(ours).model_fields:
             if getattr(ours, key) != getattr(theirs, key):

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsan_model.sampling import Branch
-
 Simulate = Callable[..., int]
 COMMAND = (sys.executable, "-c", "from simulation.cli import main; main()")  # in a process of its own
 
@@ -27,7 +25,7 @@ def copied(hospitals: Path, to: Path) -> Path:
 
 def model_bytes(run_folder: Path) -> dict[str, bytes]:
     """The weights of the model package, by branch."""
-    return {branch.value: (run_folder / "model" / f"{branch}.safetensors").read_bytes() for branch in Branch}
+    return {path.stem: path.read_bytes() for path in sorted((run_folder / "model").glob("*.safetensors"))}
 
 
 def results_of(run_folder: Path) -> dict[str, Any]:
