@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -78,7 +78,7 @@ def load_segmenter(path: Path) -> Segmenter:
     return segmenter
 
 
-_CONFIG = TypeAdapter(SegmentationConfig, config=ConfigDict(extra="forbid"))
+_CONFIG = TypeAdapter(SegmentationConfig)
 
 
 def _head(metadata: dict[str, str]) -> tuple[SegmentationConfig, str]:

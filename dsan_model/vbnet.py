@@ -117,7 +117,7 @@ class _Residual(nn.Module):
         super().__init__()
         shapes = [(channels, channels, 3)] if is_plain else _bottleneck(channels)
         *first, last = [_convolution(*shape) for _ in range(convolutions) for shape in shapes]
-        self.body = nn.Sequential(*first, *last[:-1])  # the sum is activated, not what is added
+        self.body = nn.Sequential(*first, *list(last)[:-1])  # the sum is activated, not what is added
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x), inplace=True)
