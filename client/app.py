@@ -3,16 +3,19 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from client import work
+from client.egress import EgressLine, now, record_egress
 from client.findings import FindingError
+from client.policy import require_allowed
 from client.progress import ProgressFile
 from client.site import SiteConfig, read_site
 from client.study_cases import RefusedError
@@ -27,8 +30,12 @@ from dsan_model.protocol import (
     Reply,
     Request,
     RoundRequest,
+    asked_by,
+    content_digest,
     decode,
     encode,
+    refusal_code,
+    size_bytes,
 )
 from dsan_model.training import Machine
 
@@ -38,8 +45,34 @@ SITES_VARIABLE = "DSAN_SITES"  # where a simulation tells its virtual nodes thei
 log = logging.getLogger("dsan.client")
 
 
+def recorded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The outermost mod: no reply leaves before the record of what left has it on disk."""
+    reply = call_next(message, context)
+    try:
+        config = _site_config(context)
+    except FindingError:  # without site.toml there is no place for a record, and the refusal says nothing
+        return reply
+    study, round_number = asked_by(message.content)
+    line = EgressLine(
+        now(),
+        message.metadata.message_type,
+        study,
+        round_number,
+        size_bytes(reply.content),
+        content_digest(reply.content),
+        refusal_code(reply.content),
+    )
+    try:
+        record_egress(config.state_folder, line)
+    except OSError:
+        log.exception("the record of what leaves cannot be written, so that nothing leaves")
+        refusal = Refusal(config.name, "EGRESS-RECORD", "the site cannot write its record of what leaves it")
+        return Message(encode(refusal), reply_to=message)
+    return reply
+
+
 def coded_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """The outermost mod: whatever goes wrong becomes a coded refusal; the details stay in the site's log."""
+    """Whatever goes wrong becomes a coded refusal; the details stay in the site's log."""
     name = ""
     try:
         name = _site_config(context).name
@@ -62,34 +95,44 @@ def coded_errors(message: Message, context: Context, call_next: ClientAppCallabl
     return Message(encode(refusal), reply_to=message)
 
 
+MODS: list[Mod] = [recorded, coded_errors]
 app = ClientApp()
 
 
-@app.query("describe", mods=[coded_errors])
+def refusing(code: str, reason: str) -> ClientAppCallable:
+    """A ClientApp that answers every message with one refusal, recorded as any other."""
+
+    def refuse(message: Message, context: Context) -> Message:
+        raise RefusedError(code, reason)
+
+    return lambda message, context: recorded(message, context, partial(coded_errors, call_next=refuse))
+
+
+@app.query("describe", mods=MODS)
 def describe(message: Message, context: Context) -> Message:
     """Who are you, and what would you bring to this study?"""
     return _answer(message, context, DescribeRequest, work.describe)
 
 
-@app.train("round", mods=[coded_errors])
+@app.train("round", mods=MODS)
 def train_round(message: Message, context: Context) -> Message:
     """Validate the incoming weights, then train each branch from them."""
     return _answer(message, context, RoundRequest, work.train_round)
 
 
-@app.evaluate("models", mods=[coded_errors])
+@app.evaluate("models", mods=MODS)
 def evaluate(message: Message, context: Context) -> Message:
     """Score cases with finished models."""
     return _answer(message, context, EvaluateRequest, work.evaluate)
 
 
-@app.evaluate("fit_ensemble", mods=[coded_errors])
+@app.evaluate("fit_ensemble", mods=MODS)
 def fit_ensemble(message: Message, context: Context) -> Message:
     """Count validation cases for each ensemble weight."""
     return _answer(message, context, FitEnsembleRequest, work.fit_ensemble)
 
 
-@app.evaluate("explain", mods=[coded_errors])
+@app.evaluate("explain", mods=MODS)
 def explain(message: Message, context: Context) -> Message:
     """Compare attention maps with infection masks."""
     return _answer(message, context, ExplainRequest, work.explain)
@@ -102,7 +145,8 @@ def _answer(
     request = decode(message.content, expected)
     if isinstance(request, Refusal):
         raise ProtocolError("a refusal is not a request")
-    progress = ProgressFile(config.progress_file)
+    require_allowed(config.policy, request)
+    progress = ProgressFile(config.progress_file, *asked_by(message.content))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.machine.threads or threads_before)
     try:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.finding_table import EXIT_BAD_DATA, exit_code, findings_text
+from client.finding_table import EXIT_BAD_DATA, EXIT_FAILED, exit_code, findings_text
 from client.findings import FindingError
 
 # Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
@@ -43,6 +43,91 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes; 0: one for each core (default: site.toml's).")
 ]
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the site, as the study will call it.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The centre.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--dir", help="The site's folder.")] = Path(),
+) -> None:
+    """Make a folder a site's: settings, keys that never leave it, and the request to send to the operator.
+
+    What the engineer wrote into site.toml stays, and so do keys that are there. Exit code: 0, or 78 if the
+    folder is another site's or a setting is wrong.
+
+    Example: dsan-client init st-mary --server centre.example.org:8443 --dir hospital
+    """
+    with _coded_exit():
+        from client.site_folder import init_site, init_text
+
+        _print(init_text(init_site(folder, name, server)))
+
+
+@app.command()
+def join(
+    kit: Annotated[Path, typer.Argument(help="The operator's answer, NAME.kit.json.", show_default=False)],
+    config: Config = Path("site.toml"),
+) -> None:
+    """Take the operator's answer and try the connection.
+
+    Exit code: 0 the centre takes this site, 69 it cannot be reached, 77 it refuses, 78 the kit does not
+    belong to this site or this release.
+
+    Example: dsan-client join st-mary.kit.json --config hospital/site.toml
+    """
+    with _coded_exit():
+        from client.join import join as join_site
+        from client.join import join_text
+
+        _print(join_text(join_site(kit, config), config))
+
+
+@app.command()
+def start(
+    config: Config = Path("site.toml"),
+    insecure_loopback: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A SuperLink in the clear on this computer, for trying."),
+    ] = None,
+    insecure_watch: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Its SiteWatch, with --insecure-loopback."),
+    ] = None,
+) -> None:
+    """The daemon: takes part in studies until SIGTERM; one for each site's folder.
+
+    It connects for ever, whatever happens to the centre or to its own processes; `dsan-client status` says
+    how it fares. Exit code: 0 when it was told to leave, 70 another daemon runs, 78 settings, not joined.
+
+    Example: dsan-client start --config hospital/site.toml
+    """
+    loopback = _loopback(insecure_loopback, insecure_watch)
+    with _coded_exit():
+        from client.daemon import run_daemon
+        from client.daemon_programs import Centre
+        from dsan_daemon.logs import configure_logs
+
+        configure_logs()
+        run_daemon(config, None if loopback is None else Centre(*loopback, is_secure=False))
+
+
+@app.command()
+def status(config: Config = Path("site.toml"), as_json: AsJson = False) -> None:
+    """What the daemon does: connection, study, round, phase, cases, what left, what was refused.
+
+    Exit code: 0 the daemon runs, 70 it does not, 78 site.toml.
+
+    Example: dsan-client status --config hospital/site.toml
+    """
+    with _coded_exit():
+        from client.daemon_status import status_json, status_text
+        from client.site import read_site
+
+        site = read_site(config)
+        found = status_json(site)
+        _print(json.dumps(found, indent=1) if as_json else status_text(site))
+        raise typer.Exit(0 if found["is_running"] else EXIT_FAILED)
 
 
 @app.command()
@@ -170,6 +255,16 @@ def diagnose(
         outcome = diagnose_scans(request, import_s=time.monotonic() - STARTED, say=say)
         _print(json.dumps(outcome.results, indent=1) if as_json else outcome.text)
         raise typer.Exit(exit_code(outcome.errors))
+
+
+def _loopback(superlink: str | None, watch: str | None) -> tuple[str, str | None] | None:
+    """Addresses in the clear, which may be of this computer only."""
+    for address in (superlink, watch):
+        if address is not None and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
+            raise typer.BadParameter(f"{address} is not 127.0.0.1:PORT: in the clear on this computer only")
+    if superlink is None:
+        return None
+    return superlink, watch
 
 
 @contextmanager

@@ -10,6 +10,7 @@ CASES_SHOWN = 5
 LONGEST_MESSAGE = 400
 
 EXIT_OK, EXIT_BAD_DATA, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 65, 70, 78
+EXIT_UNREACHABLE, EXIT_REFUSED = 69, 77
 
 _EXIT_OF = {  # by the first part of a code; every other error is about data
     "SITE": EXIT_BAD_CONFIGURATION,
@@ -17,8 +18,13 @@ _EXIT_OF = {  # by the first part of a code; every other error is about data
     "GOLDEN": EXIT_FAILED,
     "MACHINE": EXIT_BAD_CONFIGURATION,
     "OUTPUT": EXIT_FAILED,
+    "KEYS": EXIT_BAD_CONFIGURATION,
+    "KIT": EXIT_BAD_CONFIGURATION,
+    "CONNECT": EXIT_UNREACHABLE,
+    "ADMIT": EXIT_REFUSED,
+    "DAEMON": EXIT_FAILED,
 }
-_BY_RANK = (EXIT_OK, EXIT_BAD_DATA, EXIT_FAILED, EXIT_BAD_CONFIGURATION)
+_BY_RANK = (*(EXIT_OK, EXIT_BAD_DATA, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_FAILED, EXIT_BAD_CONFIGURATION),)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def findings_text(findings: Iterable[Finding]) -> str:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """0 without errors; else the gravest of 65 (bad data), 70 (work that failed), 78 (bad configuration)."""
+    """0 without errors; else the gravest: 65 bad data, 69 unreachable, 77 refused, 70 failed, 78 settings."""
     codes = [
         _EXIT_OF.get(finding.code.partition("-")[0], EXIT_BAD_DATA)
         for finding in findings

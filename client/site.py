@@ -10,6 +10,10 @@ from client.findings import Finding, FindingError
 from dsan_model.configuration import Problem, Strict, load_toml, problems_of
 from dsan_model.preprocessing import Recipe
 
+SITE_FILE = "site.toml"
+KindName = Literal["describe", "round", "evaluate", "fit_ensemble", "explain"]
+ALL_KINDS: tuple[KindName, ...] = ("describe", "round", "evaluate", "fit_ensemble", "explain")
+
 Side = Annotated[int, Field(ge=8, le=1024)]
 
 
@@ -41,6 +45,31 @@ class SegmentationTable(Strict):
     infection: Literal["given", "crude"] = "given"
 
 
+class ServerTable(Strict):
+    """[server]: the centre that this site works for."""
+
+    address: Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$|^$")] = ""
+
+
+class PolicyTable(Strict):
+    """[policy]: what this site does and tells; a message beyond it is refused with a code."""
+
+    studies: Annotated[tuple[str, ...], Field(strict=False)] = ("*",)  # names, or patterns as of a shell
+    kinds: Annotated[tuple[KindName, ...], Field(strict=False)] = ALL_KINDS
+    min_cases: Annotated[int, Field(ge=1)] = 1  # of the cases that an answer is about
+    demographics: bool = True  # ages and sexes of Table I may leave
+    ratio_histogram: bool = True  # Fig. 1 may leave
+    attention: bool = True  # sums of the attention scores may leave
+
+
+class DaemonTable(Strict):
+    """[daemon]: how `dsan-client start` watches over its processes."""
+
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of /healthz and /metrics; 0: any free one
+    begin_s: Annotated[float, Field(ge=10)] = 300.0  # from taking a message to the first sign of its process
+    silence_s: Annotated[float, Field(ge=10)] = 3600.0  # without progress: the process hangs
+
+
 class SiteConfig(Strict):
     """site.toml, checked. Paths in it are relative to its folder, `home`.
 
@@ -56,6 +85,9 @@ class SiteConfig(Strict):
     machine: MachineTable = MachineTable()
     audit: AuditTable = AuditTable()
     segmentation: SegmentationTable = SegmentationTable()
+    server: ServerTable = ServerTable()
+    policy: PolicyTable = PolicyTable()
+    daemon: DaemonTable = DaemonTable()
 
     @property
     def manifest(self) -> Path:
@@ -76,6 +108,16 @@ class SiteConfig(Strict):
     def work_folder(self) -> Path:
         """Where finished rounds and optimiser states of studies are kept."""
         return self.home / "work"
+
+    @property
+    def keys_folder(self) -> Path:
+        """The site's private keys and certificates."""
+        return self.home / "keys"
+
+    @property
+    def state_folder(self) -> Path:
+        """What the daemon keeps: its status, its logs, the record of what left."""
+        return self.home / "state"
 
     @property
     def panel_folder(self) -> Path:

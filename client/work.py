@@ -17,6 +17,7 @@ from scipy.special import expit
 from client.branch_training import BranchTask, train_branch
 from client.finished_work import FinishedRound, FinishedWork
 from client.panels import draw_panels
+from client.policy import require_enough, withheld
 from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
 from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases
@@ -42,6 +43,7 @@ from dsan_model.protocol import (
     RoundReply,
     RoundRequest,
     SiteDescription,
+    Statistic,
     StudyTerms,
 )
 from dsan_model.sampling import Branch, group_counts
@@ -66,16 +68,18 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
     """Versions and counts; RefusedError or FindingError if the site cannot take part."""
     site.report("describing", 0, 1, None)
     cases = study_cases(site.config, request.terms)
+    require_enough(site.config.policy, "cases", len(cases.all))
+    kept = withheld(site.config.policy)
     return SiteDescription(
         site=site.config.name,
         versions=_versions(),
         recipe_digest=site.config.preprocessing_recipe.digest,
         training_groups=group_counts([case.size_group for case in cases.training.cases]),
         validation_groups=group_counts([case.size_group for case in cases.validation.cases]),
-        demographics=tuple(_demographics(label, cases.all.entries) for label in Label),
-        ratio_histogram={label: _ratio_histogram(label, cases.all) for label in Label},
+        demographics=tuple(_demographics(label, cases.all.entries, kept) for label in Label),
+        ratio_histogram={label: _ratio_histogram(label, cases.all, kept) for label in Label},
         left_out=count_left_out(site.config),
-        withheld=(),
+        withheld=kept,
         golden_case=_golden_result(site.machine.device),
     )
 
@@ -88,6 +92,8 @@ def train_round(site: Site, request: RoundRequest) -> RoundReply:
     cases = study_cases(site.config, request.terms)
     if len(cases.training) == 0:
         raise RefusedError("SITE-NO-TRAINING", "no case is left for training after the validation fold")
+    require_enough(site.config.policy, "training cases", len(cases.training))
+    require_enough(site.config.policy, "validation cases", len(cases.validation))
     done = {
         branch: _round_of_branch(site, request, branch, incoming, cases)
         for branch, incoming in request.weights.items()
@@ -105,6 +111,7 @@ def evaluate(site: Site, request: EvaluateRequest) -> EvaluateReply:
     """Histograms of the logits of each branch and, with ensemble weights, of the dual-sampling model."""
     started = time.monotonic()
     samples = study_cases(site.config, request.terms).of(request.cases)
+    require_enough(site.config.policy, f"{request.cases} cases", len(samples))
     logits = _logits(site, request.terms, request.weights, samples, "evaluating")
     dual_sampling = None
     if request.ensemble is not None:
@@ -123,6 +130,7 @@ def fit_ensemble(site: Site, request: FitEnsembleRequest) -> FitEnsembleReply:
     """The validation cases counted for each of the 101 weights of Eq. 5."""
     started = time.monotonic()
     samples = study_cases(site.config, request.terms).validation
+    require_enough(site.config.policy, "validation cases", len(samples))
     logits = _logits(site, request.terms, request.weights, samples, "fitting")
     counts = ensemble_counts(expit(logits[Branch.US]), expit(logits[Branch.SS]), samples.cases)
     return FitEnsembleReply(site.config.name, time.monotonic() - started, counts, _ratio_counts(samples))
@@ -133,6 +141,7 @@ def explain(site: Site, request: ExplainRequest) -> ExplainReply:
     started = time.monotonic()
     samples = study_cases(site.config, request.terms).of(request.cases)
     covid = [entry for entry in samples.entries if entry.case.label is Label.COVID]
+    require_enough(site.config.policy, f"{request.cases} COVID-19 cases", len(covid))
     networks = {b: _network(site, request.terms, w) for b, w in request.weights.items()}
     sums: list[AttentionSums] = []
     for index, (branch, network) in enumerate(networks.items()):
@@ -140,6 +149,8 @@ def explain(site: Site, request: ExplainRequest) -> ExplainReply:
         scores = [_attention_scores(network, entry) for entry in covid]
         sums.extend(_attention_sums(branch, covid, scores))
     draw_panels(site.config, request, networks, covid)
+    if Statistic.ATTENTION in withheld(site.config.policy):
+        sums = []
     return ExplainReply(site.config.name, time.monotonic() - started, tuple(sums))
 
 
@@ -233,10 +244,14 @@ def _attention_sums(
             )
 
 
-def _demographics(label: Label, entries: tuple[PreparedEntry, ...]) -> Demographics:
+def _demographics(
+    label: Label, entries: tuple[PreparedEntry, ...], kept: tuple[Statistic, ...]
+) -> Demographics:
     chosen = [entry for entry in entries if entry.case.label is label]
     patients = {entry.case.patient_id: entry for entry in chosen}.values()
     ages = [0] * AGES
+    if Statistic.DEMOGRAPHICS in kept:
+        return Demographics(label, len(chosen), len(patients), tuple(ages), 0, 0)
     for entry in patients:
         if entry.age is not None:
             ages[min(AGES - 1, int(entry.age))] += 1
@@ -244,7 +259,9 @@ def _demographics(label: Label, entries: tuple[PreparedEntry, ...]) -> Demograph
     return Demographics(label, len(chosen), len(patients), tuple(ages), sexes["F"], sexes["M"])
 
 
-def _ratio_histogram(label: Label, samples: CaseSamples) -> tuple[int, ...]:
+def _ratio_histogram(label: Label, samples: CaseSamples, kept: tuple[Statistic, ...]) -> tuple[int, ...]:
+    if Statistic.RATIO_HISTOGRAM in kept:
+        return (0,) * (len(RATIO_EDGES) - 1)
     ratios = [case.infection_ratio for case in samples.cases if case.label is label]
     return tuple(np.histogram(ratios, bins=RATIO_EDGES)[0].tolist())
 

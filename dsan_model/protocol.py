@@ -4,6 +4,7 @@ A message is a JSON head, checked field by field when it is read, and named arra
 the project touches Flower's records. What does not fit is a ProtocolError, never a half-read message.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
@@ -303,6 +304,31 @@ def added_dice(counts: Iterable[BranchCounts]) -> DiceCounts:
 def counts_array(counts: BranchCounts) -> npt.NDArray[np.int64]:
     """The array that `branch_counts` takes."""
     return counts.counts_SGQ if isinstance(counts, DiceCounts) else counts.counts_LGB
+
+
+def content_digest(record: RecordDict) -> str:
+    """SHA-256 of all that a message says: its head, then its arrays by name."""
+    digest = hashlib.sha256(str(record.config_records["head"]["json"]).encode())
+    for name, array in sorted(record.array_records["arrays"].items()):
+        digest.update(name.encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def refusal_code(record: RecordDict) -> str | None:
+    """The code of a refusal; None of any other message of ours."""
+    head = _read_head(record)
+    return str(head["fields"]["code"]) if head.get("message") == Refusal.__name__ else None
+
+
+def asked_by(record: RecordDict) -> tuple[str, int | None]:
+    """Study and round that a request is of, as far as it says so; it need not be a good one."""
+    try:
+        fields_ = _read_head(record)["fields"]
+        study, round_number = fields_["terms"]["name"], fields_.get("round")
+    except (ProtocolError, KeyError, TypeError, AttributeError):
+        return "", None
+    return str(study)[:64], round_number if isinstance(round_number, int) else None
 
 
 _BULK = {"weights", "updates", "validation", "branches", "dual_sampling", "infection_ratio", "counts"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from client import progress
-from client.progress import ProgressFile
+from client.progress import ProgressFile, read_progress
 from dsan_model.sampling import Branch
 
 
@@ -25,8 +25,35 @@ def test_a_report_is_a_line_with_time_phase_steps_and_branch(file: ProgressFile)
     before = time.time()
     file.report("training", 3, 24, Branch.SS)
     (line,) = lines(file)
-    assert before <= line.pop("time") <= time.time()
-    assert line == {"phase": "training", "done": 3, "steps": 24, "branch": "ss"}
+    assert before <= line.pop("since") <= line.pop("time") <= time.time()
+    assert line.pop("eta_s") == pytest.approx(0, abs=0.1)
+    assert line == {"study": "", "round": None, "phase": "training", "done": 3, "steps": 24, "branch": "ss"}
+
+
+def test_a_line_says_study_and_round_and_how_long_the_phase_will_take(
+    file: ProgressFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SMALLEST_INTERVAL_S", 0.0)
+    told = ProgressFile(file.path, "spring", 7)
+    told.report("training", 0, 10, Branch.US)
+    time.sleep(0.2)
+    told.report("training", 4, 10, Branch.US)
+    line = read_progress(file.path)
+    assert line is not None
+    assert (line.study, line.round, line.done, line.steps) == ("spring", 7, 4, 10)
+    assert line.eta_s == pytest.approx(0.3, abs=0.15)
+    assert line.time - line.since == pytest.approx(0.2, abs=0.1)
+
+
+def test_the_newest_whole_line_is_read(file: ProgressFile) -> None:
+    assert read_progress(file.path) is None
+    for number in range(100):
+        file.report(f"phase {number}", 0, 0, None)
+    with file.path.open("a") as torn:
+        torn.write('{"time": 1, "phase": "to')
+    line = read_progress(file.path)
+    assert line is not None
+    assert line.phase == "phase 99"
 
 
 def test_a_phase_without_a_branch_and_without_steps_is_told_as_such(file: ProgressFile) -> None:

@@ -1,0 +1,63 @@
+"""`flwr-clientapp` as this site runs it: the installed ClientApp, whatever bundle came with the run.
+
+The SuperExec starts it, one process for one message, through the script that the daemon wrote.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.supernode.cli import flwr_clientapp
+
+from client.installed_code import BundleGate
+from client.site import read_site
+
+SITE_VARIABLE = "DSAN_SITE"  # the site.toml that the daemon was started with
+RECORD = "clientapp.json"
+
+
+@dataclass(frozen=True)
+class ClientAppRecord:
+    """The newest process of a ClientApp."""
+
+    pid: int
+    started: float  # unix
+
+
+def main() -> None:
+    """Answer one message, with the installed code or with a refusal."""
+    record = ClientAppRecord(os.getpid(), time.time())
+    site = read_site(Path(os.environ[SITE_VARIABLE]))
+    path = site.state_folder / RECORD
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(record)))
+    partial.replace(path)
+    BundleGate(_installed, _refusing).close()
+    flwr_clientapp()
+
+
+def read_record(state_folder: Path) -> ClientAppRecord | None:
+    """The newest process, which may have ended; None before the first."""
+    try:
+        return ClientAppRecord(**json.loads((state_folder / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _installed() -> ClientAppCallable:
+    from client.app import app  # torch: seconds, and not before the bundle was looked at
+
+    return app
+
+
+def _refusing(reason: str) -> ClientAppCallable:
+    from client.app import refusing
+
+    return refusing("CODE-BUNDLE", reason)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""`dsan-client start`: one hospital's daemon. start -> tend twice a second -> stop.
+
+It keeps Flower's SuperNode and SuperExec running, watches the message in work, tells the centre how far it
+is, takes the centre's orders, and says in words why it is not connected. Training runs in a process of its
+own for each message; nothing of it is kept in memory between two.
+"""
+
+import fcntl
+import logging
+import os
+import queue
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from client.clientapp_program import read_record
+from client.connection_watch import ConnectionWatch
+from client.daemon_programs import NODE_STATE, SUPEREXEC, SUPERNODE, Centre, daemon_programs
+from client.daemon_status import (
+    LOCK,
+    STATUS_FORMAT,
+    DaemonStatus,
+    Event,
+    ProcessLine,
+    WorkStatus,
+    prepared_counts,
+    write_status,
+)
+from client.egress import last_refusal
+from client.findings import Finding, FindingError
+from client.installed_code import require_lock
+from client.join import require_joined
+from client.keys import CA_CERTIFICATE, WATCH_CERTIFICATE, WATCH_KEY
+from client.node_state import NodeState, read_node_state
+from client.progress import read_progress
+from client.site import SiteConfig, read_site
+from client.site_watch import SiteWatchClient, WatchCredentials
+from client.supernode_program import require_node_log
+from client.watchdog import Work, trouble
+from dsan_daemon.bundle import release
+from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
+from dsan_daemon.processes import Supervisor, started_at
+from dsan_model.watch_pb2 import Order, SiteStatus
+
+TEND_EVERY_S = 0.5
+STATUS_EVERY_S = 1.0
+COUNT_EVERY_S = 60.0
+LEAVE_S = 8.0  # what a process gets to leave by itself
+NODE_PAUSE_S = 10.0  # after ending the SuperNode: the centre must see that it was gone
+NODE_SILENCE_S = 300.0  # of a SuperNode whose centre can be reached
+EVENTS_KEPT = 20
+
+log = logging.getLogger("dsan.client")
+
+
+def run_daemon(config: Path, loopback: Centre | None) -> None:
+    """Run until SIGTERM or SIGINT. FindingError if it cannot begin; later it goes on whatever happens.
+
+    loopback: a SuperLink in the clear on this computer, instead of the centre of site.toml.
+    """
+    site = read_site(config)
+    require_lock()
+    require_node_log()
+    if loopback is None:
+        require_joined(site)
+    centre = loopback or Centre(site.server.address, site.server.address, is_secure=True)
+    with _only_daemon(site.state_folder), _told_to_stop() as is_told:
+        daemon = Daemon(site, config.resolve(), centre)
+        daemon.start()
+        try:
+            while not is_told:
+                daemon.tend()
+                time.sleep(TEND_EVERY_S)
+        finally:
+            daemon.stop()
+
+
+class Daemon:
+    """What the daemon of a site holds: its processes, its threads, and what it remembers of the work."""
+
+    def __init__(self, site: SiteConfig, config: Path, centre: Centre) -> None:
+        self.site = site
+        self.centre = centre
+        self.state = site.state_folder
+        self.started = time.time()
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self.is_draining = self.is_drained = False
+        self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
+        self.status_due = self.count_due = 0.0
+        self.counts = prepared_counts(site)
+        self.supervisor = Supervisor(self.state / "processes.json")
+        self.supernode, self.superexec = daemon_programs(site, config, centre)
+        certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
+        self.connection = ConnectionWatch(centre.address, certificate, self.state / NODE_STATE)
+        self.watch = _site_watch(site, centre, self._site_status, self.orders.put)
+
+    def start(self) -> None:
+        """Start the processes and the threads."""
+        self.supervisor.start(self.supernode)
+        self.supervisor.start(self.superexec)
+        self.connection.start()
+        if self.watch is not None:
+            self.watch.start()
+        self._tell(f"daemon of {self.site.name} started, centre {self.centre.address}")
+        notify_ready("started")
+
+    def tend(self) -> None:
+        """Once around: restart what ended, obey orders, watch the work, write the status."""
+        for name in self.supervisor.tend():
+            self._ended(name)
+        while not self.orders.empty():
+            self._obey(self.orders.get())
+        if not self.is_drained:
+            self._watch_work()
+            self._watch_node()
+        self._bring_node_back()
+        if time.monotonic() >= self.status_due:
+            self.status_due = time.monotonic() + STATUS_EVERY_S
+            write_status(self.state, self.status())
+            notify_alive(self.work_status().phase)
+
+    def stop(self) -> None:
+        """End everything within half a minute; what was finished is on disk."""
+        notify_stopping("leaving")
+        self._tell("told to leave")
+        if self.watch is not None:
+            self.watch.stop()
+        self.connection.stop()
+        self.supervisor.stop_all(LEAVE_S)
+        write_status(self.state, self.status())
+
+    def status(self) -> DaemonStatus:
+        """What status.json says."""
+        if time.monotonic() >= self.count_due:
+            self.count_due = time.monotonic() + COUNT_EVERY_S
+            self.counts = prepared_counts(self.site)
+        processes = self.supervisor.status().items()
+        return DaemonStatus(
+            format_version=STATUS_FORMAT,
+            site=self.site.name,
+            release=release(),
+            pid=os.getpid(),
+            started=self.started,
+            written=time.time(),
+            centre=self.centre.address,
+            is_secure=self.centre.is_secure,
+            is_drained=self.is_drained,
+            health_port=0,
+            connection=self.connection.status(self.watch),
+            work=self.work_status(),
+            cases=self.counts[0],
+            left_out=self.counts[1],
+            disk_free_bytes=shutil.disk_usage(self.site.home).free,
+            processes={n: ProcessLine(p.pid, p.restarts, p.last_exit) for n, p in processes},
+            events=tuple(self.events),
+        )
+
+    def work_status(self) -> WorkStatus:
+        """How far the message in work is."""
+        node, line = self._node(), read_progress(self.site.progress_file)
+        idle = WorkStatus("idle", "", None, None, 0, 0, None, None, "")
+        if node is None or node.taken is None:
+            return idle
+        if node.sending is not None:
+            return WorkStatus("sending", "", None, None, 0, 0, None, node.sending, node.message_kind)
+        if line is None or line.time < node.taken or line.phase == "idle":
+            return WorkStatus("starting", "", None, None, 0, 0, None, node.taken, node.message_kind)
+        return WorkStatus(
+            line.phase,
+            line.study,
+            line.round,
+            line.branch,
+            line.done,
+            line.steps,
+            line.eta_s,
+            line.since,
+            node.message_kind,
+        )
+
+    def _node(self) -> NodeState | None:
+        """What the SuperNode that runs now says."""
+        node, process = read_node_state(self.state / NODE_STATE), self.supervisor.status().get(SUPERNODE)
+        return node if node is not None and process is not None and node.pid == process.pid else None
+
+    def _site_status(self) -> SiteStatus:
+        """What SiteWatch tells the centre; called in its thread."""
+        work = self.work_status()
+        phase = "draining" if self.is_draining and work.phase == "idle" else work.phase
+        return SiteStatus(
+            study=work.study,
+            round=work.round or 0,
+            branch=work.branch or "",
+            phase=phase,
+            done=work.done,
+            steps=work.steps,
+            eta_s=work.eta_s or 0.0,
+            disk_free_bytes=shutil.disk_usage(self.site.home).free,
+            last_error=last_refusal(self.state) or "",
+            release=release(),
+            phase_since_unix_s=work.since or 0.0,
+        )
+
+    def _ended(self, name: str) -> None:
+        code = self.supervisor.status()[name].last_exit
+        self._tell(f"{name} ended ({_exit_words(code)}) and is started again after a pause")
+        if name == SUPERNODE:
+            self.supervisor.restart(SUPEREXEC)  # a ClientApp of the old SuperNode cannot answer the new one
+
+    def _obey(self, order: Order) -> None:
+        work = self.work_status()
+        if order.kind == Order.DRAIN and not self.is_draining:
+            self.is_draining = True
+            self._tell("the centre ordered to drain: the message in work is the last one")
+        elif order.kind == Order.STOP and work.phase != "idle" and order.study in ("", work.study):
+            self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
+            self.supervisor.restart(SUPEREXEC)
+
+    def _watch_work(self) -> None:
+        node, record = self._node(), read_record(self.state)
+        line = read_progress(self.site.progress_file)
+        work = Work(
+            taken=node.taken if node else None,
+            sending=node.sending if node else None,
+            began=record.started if record else None,
+            is_alive=record is not None and started_at(record.pid) is not None,
+            progress=line.time if line else None,
+        )
+        if self.is_draining and work.taken is None:
+            self.is_drained = True
+            self.supervisor.stop(SUPERNODE, LEAVE_S)
+            self.supervisor.stop(SUPEREXEC, LEAVE_S)
+            self._tell("drained: no message is taken until the daemon is started again")
+        elif (reason := trouble(work, self.site.daemon, time.time())) is not None:
+            self._restart_work(reason)
+
+    def _watch_node(self) -> None:
+        """A SuperNode that is silent although its centre can be reached is ended."""
+        node = self._node()
+        if node is None or not self.connection.is_reachable:
+            return
+        silent_s = time.time() - max(node.started, node.contact or 0.0)
+        if silent_s > NODE_SILENCE_S:
+            self._restart_work(f"the SuperNode has had no contact for {silent_s:.0f} s")
+
+    def _restart_work(self, reason: str) -> None:
+        """End SuperNode and ClientApp: the centre sees the node go, and asks again."""
+        self._tell(f"{reason}: SuperNode and SuperExec are started again")
+        self.supervisor.stop(SUPERNODE, LEAVE_S)
+        self.supervisor.restart(SUPEREXEC)
+        self.node_back_at = time.monotonic() + NODE_PAUSE_S
+
+    def _bring_node_back(self) -> None:
+        if self.node_back_at is not None and time.monotonic() >= self.node_back_at and not self.is_drained:
+            self.node_back_at = None
+            self.supervisor.start(self.supernode)
+
+    def _tell(self, what: str) -> None:
+        log.info("%s", what, extra={"site": self.site.name})
+        self.events.append(Event(time.time(), what))
+
+
+def _site_watch(
+    site: SiteConfig, centre: Centre, status: Callable[[], SiteStatus], on_order: Callable[[Order], None]
+) -> SiteWatchClient | None:
+    if centre.watch_address is None:
+        return None
+    keys = site.keys_folder
+    credentials = WatchCredentials(keys / CA_CERTIFICATE, keys / WATCH_CERTIFICATE, keys / WATCH_KEY)
+    return SiteWatchClient(
+        centre.watch_address, credentials if centre.is_secure else None, site.name, status, on_order
+    )
+
+
+@contextmanager
+def _only_daemon(state: Path) -> Iterator[None]:
+    """One daemon for a site's folder, or FindingError DAEMON-RUNNING."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            message = f"another daemon of this site runs, process {lock.read().strip() or 'unknown'}"
+            fix = "Use that one (`dsan-client status`), or end it first."
+            raise FindingError(Finding("DAEMON-RUNNING", "error", str(state), message, fix)) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[list[int]]:
+    """A list that gets the number of a SIGTERM or SIGINT when it comes."""
+    told: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_words(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit {code}"

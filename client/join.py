@@ -1,0 +1,72 @@
+"""`dsan-client join`: take the operator's answer, and try the connection that the daemon will use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.connection import Contact, admit, reach
+from client.findings import Finding, FindingError
+from client.keys import CA_CERTIFICATE, NODE_KEY
+from client.kit import check_kit, read_kit, store_kit
+from client.site import SiteConfig, read_site
+from client.site_folder import add_server
+
+
+@dataclass(frozen=True)
+class JoinResult:
+    """What `join` did: the site is ready to start."""
+
+    site: SiteConfig
+    changes: tuple[str, ...]
+    contact: Contact
+
+
+def join(kit_file: Path, config: Path) -> JoinResult:
+    """Check the kit against this site and this installation, keep it, and try the connection.
+
+    FindingError: KIT-... (nothing was stored), CONNECT-... or ADMIT-... (the kit was stored: `start` would
+    go on trying).
+    """
+    site = read_site(config)
+    kit = read_kit(kit_file)
+    check_kit(kit, site, kit_file.name)
+    store_kit(kit, site)
+    changes = [f"authority and certificate of {kit.server} are kept in {site.keys_folder}"]
+    if site.server.address == "":
+        changes.append(add_server(config, kit.server))
+        site = read_site(config)
+    elif site.server.address != kit.server:
+        changes.append(
+            f"the kit says {kit.server}; {config} says {site.server.address}, which stays and is used"
+        )
+    contact = try_connection(site)
+    return JoinResult(site, tuple(changes), contact)
+
+
+def try_connection(site: SiteConfig) -> Contact:
+    """Reach the centre and be taken by it, or FindingError with the code and words of `connection`."""
+    contact = reach(site.server.address, site.keys_folder / CA_CERTIFICATE)
+    if contact.code is None:
+        contact = admit(site.server.address, site.keys_folder)
+    if contact.code is not None:
+        where = f"the way to {site.server.address}"
+        raise FindingError(Finding(contact.code, "error", where, contact.reason, contact.fix))
+    return contact
+
+
+def require_joined(site: SiteConfig) -> None:
+    """FindingError SITE-NOT-JOINED if keys, authority or address are missing."""
+    missing = [name for name in (NODE_KEY, CA_CERTIFICATE) if not (site.keys_folder / name).exists()]
+    if missing or site.server.address == "":
+        message = f"missing: {', '.join(missing) or '[server] address in site.toml'}"
+        fix = (
+            "Run `dsan-client init`, send the request to the operator, then `dsan-client join` their answer."
+        )
+        raise FindingError(Finding("SITE-NOT-JOINED", "error", str(site.home), message, fix))
+
+
+def join_text(result: JoinResult, config: Path) -> str:
+    """What was done, and what comes next."""
+    lines = [*result.changes, f"connected: {result.site.server.address} takes {result.site.name}", ""]
+    if result.contact.clock_ahead_s is not None:
+        lines.insert(-1, f"clock      {result.contact.clock_ahead_s:+.0f} s against the centre's")
+    return "\n".join([*lines, f"next: dsan-client start --config {config}"])
