@@ -41,7 +41,7 @@ CALLS: dict[
 }
 REFUSED_PROGRAM = """\
 #!/bin/sh
-echo 'refused: CODE-TASK: this site runs the ClientApp of its installed release, and no {program}' >&2
+echo 'refused: {code}: this site runs the ClientApp of its installed release, and no {program}' >&2
 exit 77
 """
 APPS_LOCK = "A site runs installed code only; nothing is unpacked here. dsan-federated, decision 0010.\n"
@@ -132,7 +132,7 @@ def write_programs(folder: Path, client_app_command: str) -> None:
         is_ours = task is TaskType.CLIENT_APP
         ours, refused = (
             f'#!/bin/sh\nexec {client_app_command} "$@"\n',
-            REFUSED_PROGRAM.format(program=program),
+            REFUSED_PROGRAM.format(program=program, code="CODE-TASK"),
         )
         text = ours if is_ours else refused
         path = folder / program

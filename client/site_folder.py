@@ -1,6 +1,7 @@
 """`dsan-client init`: a site's settings, its keys, and the request that it sends to the centre's operator."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,11 +74,16 @@ def init_text(result: InitResult) -> str:
 
 def add_server(config: Path, address: str) -> str:
     """Add the centre's address to settings that have none; returns what was done, in words."""
-    text = config.read_text(encoding="utf-8-sig")
-    if _has_server_table(text):
-        text = text.replace("[server]", f'[server]\naddress = "{address}"', 1)
-    else:
-        text = f'{text.rstrip()}\n\n[server]\naddress = "{address}"\n'
+    lines = config.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    setting = f'address = "{address}"'
+    header = next((i for i, line in enumerate(lines) if re.match(r"\s*\[\s*server\s*\]", line)), None)
+    if header is None:
+        lines += ["", "[server]", setting]
+    else:  # a table without an address, or with an empty one
+        rest = lines[header + 1 :]
+        empty = next((i for i, line in enumerate(rest) if re.match(r"\s*address\s*=", line)), None)
+        lines = [*lines[: header + 1], setting, *(r for i, r in enumerate(rest) if i != empty)]
+    text = "\n".join(lines) + "\n"
     write_checked(config, text)
     return f"{config}: [server] with the address {address} was added; nothing else was changed"
 
@@ -100,10 +106,6 @@ def _write_settings(config: Path, name: str, address: str) -> str:
     text = f'name = "{name}"\ncohort = "cohort.csv"\nstore = "store"\n\n[server]\naddress = "{address}"\n'
     write_checked(config, text)
     return f"{config}: written"
-
-
-def _has_server_table(text: str) -> bool:
-    return any(line.strip() == "[server]" for line in text.splitlines())
 
 
 def _write_request(site: SiteConfig) -> tuple[Path, EnrolRequest, bool]:
