@@ -192,7 +192,8 @@ def _work_text(status: DaemonStatus, is_alive: bool) -> str:
     round_text = f" round {work.round}" if work.round else ""
     steps = f" {work.done}/{work.steps}" if work.steps else ""
     eta = f", {work.eta_s:.0f} s left" if work.eta_s is not None else ""
-    return f"{work.study}{round_text}: {work.phase} {work.branch or ''}{steps}{eta}".replace("  ", " ")
+    study = work.study or work.message_kind
+    return f"{study}{round_text}: {work.phase} {work.branch or ''}{steps}{eta}".replace("  ", " ")
 
 
 def _egress_lines(sums: EgressSums) -> list[str]:
