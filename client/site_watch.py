@@ -18,6 +18,7 @@ from dsan_model.watch_pb2 import Order, SiteStatus
 from dsan_model.watch_pb2_grpc import SiteWatchStub
 
 SPEAK_EVERY_S = 5.0
+LOOK_EVERY_S = 1.0  # whether the phase is another, which is said at once
 LONGEST_SILENCE_S = 45.0  # of the centre, which speaks every fifteen seconds
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STEADY_S = 60.0  # after a stream that held this long the pauses begin small again
@@ -49,7 +50,7 @@ class SiteWatchClient:
     """Holds the stream to the centre in a thread of its own.
 
     address: HOST:PORT of the centre's proxy. credentials: None only on loopback, in the clear. status and
-    on_order are called in that thread and must return at once; on_order may be called twice for one order.
+    on_order are called in its threads and must return at once; on_order may be called twice for one order.
     """
 
     def __init__(
@@ -119,15 +120,18 @@ class SiteWatchClient:
 
     def _statuses(self, over: threading.Event) -> Iterator[SiteStatus]:
         """What the site says, every few seconds, until the stream is over or the centre is silent."""
+        said, said_at = SiteStatus(), -SPEAK_EVERY_S
         while not (over.is_set() or self._ended.is_set()):
             if self._is_centre_silent() and self._call is not None:
                 self._call.cancel()
                 return
             status = SiteStatus()
             status.CopyFrom(self._status())
-            status.sent_unix_s = time.time()
-            yield clean_status(status)
-            over.wait(SPEAK_EVERY_S)
+            if _what(status) != _what(said) or time.monotonic() - said_at >= SPEAK_EVERY_S:
+                said, said_at = status, time.monotonic()
+                status.sent_unix_s = time.time()
+                yield clean_status(status)
+            over.wait(min(LOOK_EVERY_S, SPEAK_EVERY_S))
 
     def _is_centre_silent(self) -> bool:
         return time.monotonic() - self._last_heard >= LONGEST_SILENCE_S
@@ -172,6 +176,10 @@ class SiteWatchClient:
             files.ca_certificate.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
         )
         return grpc.secure_channel(self._address, credentials, options=options)
+
+
+def _what(status: SiteStatus) -> tuple[str, int, str, str]:
+    return status.study, status.round, status.branch, status.phase
 
 
 def reason_in_words(code: grpc.StatusCode, details: str, address: str) -> str:

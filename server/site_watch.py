@@ -147,6 +147,20 @@ class _Stream:
             self.end(words)
 
 
+def _heard(known: WatchedSite, status: SiteStatus) -> WatchedSite:
+    """What is known of a site after its next word."""
+    now = time.time()
+    known = replace(
+        known,
+        status=site_report(status),
+        last_contact=now,
+        clock_ahead_s=round(status.sent_unix_s - now, 1) if status.sent_unix_s else 0.0,
+    )
+    if status.study:
+        known = replace(known, worked_study=status.study, worked_round=status.round)
+    return known
+
+
 class _Service(SiteWatchServicer):
     """Every stream has a thread that speaks and one that listens; `_lock` guards what they share."""
 
@@ -238,8 +252,8 @@ class _Service(SiteWatchServicer):
             if older is not None:
                 older.refuse(StatusCode.ABORTED, f"{site} has opened a newer stream")
             self._streams[site] = stream
-            status = self._watched[site].status if site in self._watched else SiteReport()
-            self._watched[site] = WatchedSite(status, now, True, now)
+            known = self._watched.get(site, WatchedSite(SiteReport(), now, True, now))
+            self._watched[site] = replace(known, last_contact=now, connected=True, since=now, reason="")
         log.info("%s is connected", site, extra={"site": site})
         return stream
 
@@ -266,15 +280,12 @@ class _Service(SiteWatchServicer):
             stream.end("its connection broke")
 
     def _hear(self, site: str, stream: _Stream, status: SiteStatus) -> None:
-        now, stream.heard_at = time.time(), time.monotonic()
-        ahead_s = round(status.sent_unix_s - now, 1) if status.sent_unix_s else 0.0
+        stream.heard_at = time.monotonic()
         with self._lock:
             if not self._budgets[site].spend(1):
                 stream.refuse(StatusCode.RESOURCE_EXHAUSTED, f"{site} speaks too often")
             elif self._streams.get(site) is stream:
-                self._watched[site] = replace(
-                    self._watched[site], status=site_report(status), last_contact=now, clock_ahead_s=ahead_s
-                )
+                self._watched[site] = _heard(self._watched[site], status)
             sent = [path for path, at in stream.sent.items() if stream.heard_at - at >= TAKEN_AFTER_S]
         for path in sent:
             mark_taken(path, site)

@@ -218,7 +218,7 @@ def _site_status(
 
 def _in_work(known: WatchedSite | None, run: RunStatus) -> str:
     """How far a site is with the round in work, by its own word: waiting, working or answered."""
-    if known is None or (known.status.study, known.status.round) != (run.study, run.round):
+    if known is None or (known.worked_study, known.worked_round) != (run.study, run.round):
         return "waiting"
     return "answered" if known.status.phase == "idle" else "working"
 

@@ -42,6 +42,8 @@ class WatchedSite:
     since: float  # it is connected, or not
     clock_ahead_s: float = 0.0  # of the site's clock over ours; the way of the message counts against it
     reason: str = ""  # why it is not connected
+    worked_study: str = ""  # the last study and round that it said it works on; an idle site names none
+    worked_round: int = 0
 
 
 Watched = dict[str, WatchedSite]

@@ -51,11 +51,11 @@ def write_watched(folder: Path, **changes: WatchedSite) -> None:
     """watch.json: east works, north has answered, south is gone, west and spare never connected."""
     now = time.time()
     working = SiteReport("eight", 3, "ss", "training", 30, 120, 95.0, 10**11, sent_unix_s=now)
-    answered = SiteReport("eight", 3, "", "idle", sent_unix_s=now)
+    answered = SiteReport(phase="idle", sent_unix_s=now)
     gone = SiteReport("eight", 2, "us", "validating", last_error="SITE-GPU-MEMORY")
     watched = {
-        "east": WatchedSite(working, now - 2, True, now - 300),
-        "north": WatchedSite(answered, now - 1, True, now - 300),
+        "east": WatchedSite(working, now - 2, True, now - 300, worked_study="eight", worked_round=3),
+        "north": WatchedSite(answered, now - 1, True, now - 300, worked_study="eight", worked_round=3),
         "south": WatchedSite(gone, now - 80, False, now - 50, reason="its connection broke"),
     }
     write_watch(folder / "state", {**watched, **changes})

@@ -133,6 +133,23 @@ def test_a_later_status_replaces_the_earlier(centre: Centre) -> None:
     wait_until(lambda: centre.file()["north"]["status"]["done"] == 7)
 
 
+def test_a_new_phase_is_said_at_once_and_the_round_of_an_idle_site_is_remembered(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.site_watch, "SPEAK_EVERY_S", 3600.0)
+    monkeypatch.setattr(client.site_watch, "LOOK_EVERY_S", 0.1)
+    status = SiteStatus(study="eight", round=4, phase="training")
+    centre.connect("north", status)
+    wait_until(
+        lambda: centre.is_connected("north") and centre.file()["north"]["status"]["phase"] == "training"
+    )
+    status.Clear()
+    status.phase = "idle"
+    wait_until(lambda: centre.file()["north"]["status"]["phase"] == "idle")
+    known = read_watch(centre.state)["north"]
+    assert (known.worked_study, known.worked_round) == ("eight", 4)
+
+
 def test_what_is_not_of_its_form_is_dropped_at_the_centre_too(centre: Centre) -> None:
     bad = SiteStatus(study="../x", phase="<b>", last_error="/data/name.dcm", release="0.1.0")
     with grpc.insecure_channel(f"127.0.0.1:{centre.port}") as channel:
