@@ -24,6 +24,7 @@ from client.daemon_programs import NODE_STATE, SUPEREXEC, SUPERNODE, Centre, dae
 from client.daemon_status import (
     LOCK,
     STATUS_FORMAT,
+    ConnectionStatus,
     DaemonStatus,
     Event,
     ProcessLine,
@@ -38,11 +39,13 @@ from client.join import require_joined
 from client.keys import CA_CERTIFICATE, WATCH_CERTIFICATE, WATCH_KEY
 from client.node_state import NodeState, read_node_state
 from client.progress import read_progress
-from client.site import SiteConfig, read_site
+from client.site import SITE_FILE, SiteConfig, read_site
 from client.site_watch import SiteWatchClient, WatchCredentials
 from client.supernode_program import require_node_log
+from client.telemetry import site_registry
 from client.watchdog import Work, trouble
 from dsan_daemon.bundle import release
+from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
 from dsan_daemon.processes import Supervisor, started_at
 from dsan_model.watch_pb2 import Order, SiteStatus
@@ -99,9 +102,13 @@ class Daemon:
         certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
         self.connection = ConnectionWatch(centre.address, certificate, self.state / NODE_STATE)
         self.watch = _site_watch(site, centre, self._site_status, self.orders.put)
+        registry = site_registry(site, self._site_status, self._connection)
+        self.health = HealthServer(site.daemon.health_port, self.readiness, registry)
+        self.health_port = 0
 
     def start(self) -> None:
-        """Start the processes and the threads."""
+        """Start the processes and the threads. FindingError DAEMON-PORT if the health port is taken."""
+        self.health_port = _listen(self.health, self.site)
         self.supervisor.start(self.supernode)
         self.supervisor.start(self.superexec)
         self.connection.start()
@@ -132,6 +139,7 @@ class Daemon:
         if self.watch is not None:
             self.watch.stop()
         self.connection.stop()
+        self.health.stop()
         self.supervisor.stop_all(LEAVE_S)
         write_status(self.state, self.status())
 
@@ -151,8 +159,8 @@ class Daemon:
             centre=self.centre.address,
             is_secure=self.centre.is_secure,
             is_drained=self.is_drained,
-            health_port=0,
-            connection=self.connection.status(self.watch),
+            health_port=self.health_port,
+            connection=self._connection(),
             work=self.work_status(),
             cases=self.counts[0],
             left_out=self.counts[1],
@@ -160,6 +168,13 @@ class Daemon:
             processes={n: ProcessLine(p.pid, p.restarts, p.last_exit) for n, p in processes},
             events=tuple(self.events),
         )
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether messages of the centre are taken, and if not, why."""
+        if self.is_drained:
+            return False, "drained: takes no message until it is started again"
+        connection = self._connection()
+        return connection.is_connected, connection.reason or "connected"
 
     def work_status(self) -> WorkStatus:
         """How far the message in work is."""
@@ -182,6 +197,9 @@ class Daemon:
             line.since,
             node.message_kind,
         )
+
+    def _connection(self) -> ConnectionStatus:
+        return self.connection.status(self.watch)
 
     def _node(self) -> NodeState | None:
         """What the SuperNode that runs now says."""
@@ -217,7 +235,7 @@ class Daemon:
         if order.kind == Order.DRAIN and not self.is_draining:
             self.is_draining = True
             self._tell("the centre ordered to drain: the message in work is the last one")
-        elif order.kind == Order.STOP and work.phase != "idle" and order.study in ("", work.study):
+        elif order.kind == Order.STOP and work.phase != "idle" and _may_be(order.study, work.study):
             self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
             self.supervisor.restart(SUPEREXEC)
 
@@ -275,6 +293,21 @@ def _site_watch(
     return SiteWatchClient(
         centre.watch_address, credentials if centre.is_secure else None, site.name, status, on_order
     )
+
+
+def _may_be(ordered: str, in_work: str) -> bool:
+    """Whether an order is about the work; a message that is starting or sent does not say its study."""
+    return "" in (ordered, in_work) or ordered == in_work
+
+
+def _listen(health: HealthServer, site: SiteConfig) -> int:
+    try:
+        return health.start()
+    except OSError as error:
+        where, port = str(site.home / SITE_FILE), site.daemon.health_port
+        message = f"[daemon] health_port: port {port} cannot be used ({error.strerror})"
+        fix = "Give another one, or 0 for any free one, or end the program that has it."
+        raise FindingError(Finding("DAEMON-PORT", "error", where, message, fix)) from None
 
 
 @contextmanager

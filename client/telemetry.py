@@ -9,13 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from client.daemon_status import ConnectionStatus
 from client.egress import read_egress
 from client.site import ALL_KINDS, SiteConfig
 from dsan_model.watch import PHASES
@@ -28,14 +28,8 @@ GPU_TIMEOUT_S = 5.0
 MIB = 1 << 20
 
 
-class Connection(Protocol):
-    """What is needed of SiteWatchClient."""
-
-    connected_since: float | None
-
-
 def site_registry(
-    site: SiteConfig, status: Callable[[], SiteStatus], connection: Connection
+    site: SiteConfig, status: Callable[[], SiteStatus], connection: Callable[[], ConnectionStatus]
 ) -> CollectorRegistry:
     """A registry whose scrape looks at the status, the connection, the egress record and the GPUs."""
     registry = CollectorRegistry()
@@ -46,7 +40,9 @@ def site_registry(
 class SiteCollector(Collector):
     """The metrics of one hospital's daemon."""
 
-    def __init__(self, site: SiteConfig, status: Callable[[], SiteStatus], connection: Connection) -> None:
+    def __init__(
+        self, site: SiteConfig, status: Callable[[], SiteStatus], connection: Callable[[], ConnectionStatus]
+    ) -> None:
         self._site = site
         self._status = status
         self._connection = connection
@@ -57,7 +53,7 @@ class SiteCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric as of now."""
-        yield from _connection(self._connection)
+        yield from _connection(self._connection())
         yield from _work(self._status())
         yield from _egress(self._site.state_folder)
         disk = shutil.disk_usage(self._site.home)
@@ -66,16 +62,18 @@ class SiteCollector(Collector):
         yield from _gpus()
 
 
-def _connection(connection: Connection) -> Iterator[Metric]:
-    since = connection.connected_since
-    yield _gauge(
-        "dsan_client_connected", "Whether the stream to the centre stands.", float(since is not None)
-    )
-    yield _gauge(
-        "dsan_client_connected_seconds",
-        "For how long it has stood.",
-        0.0 if since is None else max(0.0, time.time() - since),
-    )
+def _connection(connection: ConnectionStatus) -> Iterator[Metric]:
+    connected, watched = float(connection.is_connected), float(connection.watched_since is not None)
+    yield _gauge("dsan_client_connected", "Whether the SuperNode talks with the centre.", connected)
+    yield _gauge("dsan_client_watched", "Whether the SiteWatch stream to the centre stands.", watched)
+    if connection.last_contact is not None:
+        age = max(0.0, time.time() - connection.last_contact)
+        yield _gauge("dsan_client_last_contact_age_seconds", "Since the SuperNode heard the centre.", age)
+    if connection.clock_ahead_s is not None:
+        ahead = connection.clock_ahead_s
+        yield _gauge(
+            "dsan_client_clock_ahead_seconds", "Our clock over the centre's; 5 s are refused.", ahead
+        )
 
 
 def _work(status: SiteStatus) -> Iterator[Metric]:
