@@ -15,7 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dsan_model.sampling import Branch
-from server.enrolment import Enrolled, enrol
+from server.enrolment import Enrolled, enrol, take_back
 from server.ensemble_fit import fit
 from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
@@ -84,7 +84,7 @@ def run_study(grid: Grid, run_folder: Path) -> None:
     """
     started = time.monotonic()
     study = read_study(run_folder / "study.toml")
-    exchange = Exchange(grid, study.participation.deadline_h * 3600)
+    exchange = Exchange(grid, study.participation.deadline_h * 3600, run_folder)
     append_event(run_folder, "started", study.name)
     run_task = _segment if study.task == "segmentation" else _classify
     try:
@@ -105,6 +105,7 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     selection = select(state)
     models = load_selected(run_folder, study, state, selection)
     ensemble = fit(exchange, study, enrolled, models)
+    take_back(exchange, study, enrolled, run_folder)
     held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
     explained = explain(exchange, study, enrolled, models, ensemble.weights)
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
@@ -121,6 +122,7 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
     selection = select(state)
     models = load_selected(run_folder, study, state, selection)
+    take_back(exchange, study, enrolled, run_folder)
     held_out = evaluate_held_out(exchange, study, enrolled, models, None)
     chosen = selection[Branch.VBNET]
     outcome = SegmentationOutcome(study, enrolled, state, unvalidated, chosen, held_out)

@@ -1,25 +1,47 @@
 """Asking sites something over Flower's Grid and taking the answers one at a time.
 
-Answers are pulled in the order of the sites' names, so that what is computed from them does not depend on
-who was fastest, and one by one, so that memory does not grow with the number of sites.
+Answers are given in the order of the sites' names, so that what is computed from them does not depend on who
+was fastest. A request that a site lost is sent again: what the site has finished it answers from its disk
+(docs/decisions/0003).
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from dsan_model.protocol import KINDS, ProtocolError, Refusal, Reply, Request, decode, encode, size_bytes
+from dsan_model.protocol import (
+    KINDS,
+    DescribeRequest,
+    ProtocolError,
+    Refusal,
+    Reply,
+    Request,
+    SiteDescription,
+    StudyTerms,
+    decode,
+    encode,
+    size_bytes,
+)
+from server.ledger import append_event
+from server.nodes import Nodes
+from server.spool import Spool
 
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.02, 3.0
 POLL_SHARE = 0.05  # of the time waited so far: what polling may cost a round of seconds or of hours
-REPLY_GRACE_S = (
-    3600.0  # a message outlives its deadline by this, so that a late reply is told from a lost one
-)
+LOOK_EVERY_S = 5.0  # how often the centre sees who is connected and who else has answered
+REPLY_GRACE_S = 3600.0  # a message outlives its deadline by this: a late reply is told from a lost one
+LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+CRASHES = 5  # of the ClientApp over one request: then it is not sent again
 Answer = TypeVar("Answer", bound=Reply)
+
+log = logging.getLogger("dsan.server")
 
 
 @dataclass(frozen=True)
@@ -40,60 +62,211 @@ class Outcome(Generic[Answer]):
     size_bytes: int  # of the answer
 
 
-class Exchange:
-    """The way to the sites: where each one is, and how many bytes went to and fro."""
+@dataclass
+class _Asked(Generic[Answer]):
+    """One site and one request: what was sent, and what became of it."""
 
-    def __init__(self, grid: Grid, deadline_s: float) -> None:
+    site: str
+    request: Request
+    expected: type[Answer]
+    identifiers: list[str] = field(default_factory=list)  # of messages that may still be answered
+    node: int | None = None  # that the newest was sent to
+    activation: str | None = None  # of that node then; None: it was away, and finds the message when it comes
+    crashes: int = 0
+    away_since: float | None = None  # on time.monotonic
+    outcome: Outcome[Answer] | None = None
+
+
+class Exchange:
+    """The way to the sites: where each one is, and how many bytes went to and fro.
+
+    What happens to a site on the way is told in the ledger of `run_folder`.
+    """
+
+    def __init__(self, grid: Grid, deadline_s: float, run_folder: Path | None = None) -> None:
         self.grid = grid
         self.deadline_s = deadline_s
-        self.nodes: dict[str, int] = {}
+        self.run_folder = run_folder
+        self.nodes = Nodes(grid)
         self.bytes_to_sites = 0
         self.bytes_from_sites = 0
+        self._introductions: dict[int, str] = {}  # node, message that asks who it is
 
     def ask(self, requests: Mapping[str, Request], expected: type[Answer]) -> Iterator[Outcome[Answer]]:
         """Send each site its request and yield every outcome, by site name, before the deadline is over.
 
-        Sites that are given the same request share one encoded record.
+        Sites that are given the same request share one encoded record. What a restarted or crashed site lost
+        is sent again until the deadline. A reply that comes before its turn waits on disk.
         """
         deadline = time.monotonic() + self.deadline_s
-        sites = sorted(requests)
-        records = {id(request): encode(request) for request in requests.values()}
-        messages = [self._message(site, requests[site], records[id(requests[site])]) for site in sites]
-        identifiers = list(self.grid.push_messages(messages))
-        sizes = {key: size_bytes(record) for key, record in records.items()}
-        del messages, records
-        for site, identifier in zip(sites, identifiers, strict=True):
-            self.bytes_to_sites += sizes[id(requests[site])]
-            outcome = _outcome(site, self._wait(identifier, deadline), expected)
+        waiting = [_Asked(site, requests[site], expected) for site in sorted(requests)]
+        if not waiting:
+            return
+        self.nodes.look()
+        self._send(waiting)
+        with Spool(self.run_folder) as spool:
+            while waiting:
+                outcome = self._wait(waiting, deadline, spool)
+                del waiting[0]
+                yield outcome
+
+    def introduction(self, node: int, terms: StudyTerms) -> Outcome[SiteDescription] | None:
+        """Who a node says it is: asked at the first call, None until a later call finds the answer."""
+        if node not in self._introductions:
+            record = encode(DescribeRequest(terms))
+            message = Message(record, node, KINDS[DescribeRequest].value, ttl=REPLY_GRACE_S)
+            (identifier,) = self.grid.push_messages([message])
+            self._introductions[node] = identifier or ""
+            self.bytes_to_sites += size_bytes(record)
+        if not self._introductions[node] or self.nodes.activation(node) is None:
+            return None
+        for message in self.grid.pull_messages([self._introductions[node]]):
+            del self._introductions[node]
+            if message.has_error() and message.error.code in LOST:
+                return None  # the next call asks again
+            outcome = _outcome(f"node {node}", message, SiteDescription)
             self.bytes_from_sites += outcome.size_bytes
-            yield outcome
+            return outcome
+        return None
 
-    def _message(self, site: str, request: Request, record: RecordDict) -> Message:
-        kind = KINDS[type(request)].value
-        return Message(record, self.nodes[site], kind, ttl=self.deadline_s + REPLY_GRACE_S)
+    def _send(self, batch: list[_Asked[Answer]]) -> None:
+        records = {id(asked.request): encode(asked.request) for asked in batch}
+        sizes = {key: size_bytes(record) for key, record in records.items()}
+        messages = []
+        for asked in batch:
+            asked.node = self.nodes.by_site[asked.site]
+            kind = KINDS[type(asked.request)].value
+            ttl = self.deadline_s + REPLY_GRACE_S
+            messages.append(Message(records[id(asked.request)], asked.node, kind, ttl=ttl))
+        identifiers = list(self.grid.push_messages(messages))
+        for asked, identifier in zip(batch, identifiers, strict=True):
+            asked.activation = self.nodes.activation(asked.node)
+            if identifier:
+                asked.identifiers.append(identifier)
+                self.bytes_to_sites += sizes[id(asked.request)]
+            if asked.activation is None:
+                self._note_absence(asked)
 
-    def _wait(self, identifier: str, deadline: float) -> Message | Failure:
-        if not identifier:
-            return Failure("SITE-UNKNOWN", "the SuperLink does not know the site's node any more")
-        began = time.monotonic()
+    def _wait(self, waiting: list[_Asked[Answer]], deadline: float, spool: Spool) -> Outcome[Answer]:
+        """The outcome of the first of those that are waited for; the others are looked after meanwhile."""
+        first = waiting[0]
+        began = looked = time.monotonic()
         while True:
-            for message in self.grid.pull_messages([identifier]):
-                return message
             now = time.monotonic()
-            if now >= deadline:
-                return Failure("SITE-LATE", "no answer before the deadline")
+            is_over = now >= deadline
+            if first.outcome is None:
+                self._pull(first, is_over)
+            if first.outcome is not None:
+                return first.outcome
+            if is_over:
+                return Outcome(first.site, _lateness(first, now), 0)
+            if now - looked >= LOOK_EVERY_S:
+                looked = now
+                self._look_after(waiting)
+                self._take_early(waiting[1:], spool)
+                continue
             pause = min(LONGEST_POLL_S, max(SHORTEST_POLL_S, POLL_SHARE * (now - began)))
             time.sleep(min(pause, deadline - now))
 
+    def _take_early(self, others: list[_Asked[Answer]], spool: Spool) -> None:
+        """Take what the others have answered: it is safe then, whatever becomes of their nodes."""
+        for asked in others:
+            if asked.outcome is None:
+                self._pull(asked)
+                if asked.outcome is not None:
+                    asked.outcome = replace(asked.outcome, answer=spool.kept(asked.outcome.answer))
 
-def _outcome(site: str, message: Message | Failure, expected: type[Answer]) -> Outcome[Answer]:
-    if isinstance(message, Failure):
-        return Outcome(site, message, 0)
-    if message.has_error():
-        reason = (
-            f"Flower reports error {message.error.code}"  # its text may hold paths of the site: not repeated
-        )
-        return Outcome(site, Failure("SITE-UNAVAILABLE", reason), 0)
+    def _pull(self, asked: _Asked[Answer], is_last_try: bool = False) -> None:
+        """Take the answer if it is there; a message that was lost is sent again.
+
+        Not while the site's node is away: what is pulled then is an error, and the SuperLink drops the reply.
+        """
+        if asked.away_since is not None and not is_last_try:
+            return
+        for identifier in list(asked.identifiers):
+            for message in self.grid.pull_messages([identifier]):
+                asked.identifiers.remove(identifier)
+                if message.has_error():
+                    self._note_error(asked, message.error.code)
+                else:
+                    asked.outcome = _outcome(asked.site, message, asked.expected)
+                    self.bytes_from_sites += asked.outcome.size_bytes
+                    return
+
+    def _note_error(self, asked: _Asked[Answer], code: int) -> None:
+        if code in LOST:
+            return  # sent again when the node is next looked after
+        asked.crashes += 1
+        if asked.crashes == CRASHES:
+            failure = Failure(
+                "SITE-CRASHED", f"the site's ClientApp failed {CRASHES} times over this request"
+            )
+            asked.outcome = Outcome(asked.site, failure, 0)
+        elif not asked.identifiers:
+            self._send_again(asked, f"its ClientApp failed with Flower's error {code}")
+
+    def _look_after(self, waiting: list[_Asked[Answer]]) -> None:
+        """See who left, who came back, and who came back as another node; send again what was lost."""
+        self.nodes.look()
+        open_ones = [asked for asked in waiting if asked.outcome is None]
+        self._find_moved([asked for asked in open_ones if self.nodes.activation(asked.node) is None])
+        for asked in open_ones:
+            node = self.nodes.by_site[asked.site]
+            activation = self.nodes.activation(node)
+            if activation is None:
+                self._note_absence(asked)
+                continue
+            asked.away_since = None
+            was_sent_while_away = asked.activation is None and node == asked.node
+            if was_sent_while_away and asked.identifiers:
+                asked.activation = activation
+            elif activation != asked.activation or node != asked.node:
+                self._send_again(asked, "its node was started anew")
+            elif not asked.identifiers:
+                self._send_again(asked, "its message was lost")
+
+    def _find_moved(self, away: list[_Asked[Answer]]) -> None:
+        """Give sites that are away the nodes that came since and are theirs.
+
+        A registered name is believed; another node is asked who it is.
+        """
+        missing = {asked.site for asked in away}
+        for node in self.nodes.strangers() if missing else ():
+            name = self.nodes.registered_name(node)
+            if not name:
+                outcome = self.introduction(node, away[0].request.terms)
+                name = outcome.answer.site if outcome is not None else ""
+            if name in missing:
+                self.nodes.by_site[name] = node
+
+    def _note_absence(self, asked: _Asked[Answer]) -> None:
+        if asked.away_since is None:
+            asked.away_since = time.monotonic()
+            log.warning("%s is not connected; waiting for it", asked.site)
+            self._tell("site-away", f"{asked.site} is not connected")
+
+    def _send_again(self, asked: _Asked[Answer], why: str) -> None:
+        log.warning("%s is asked again: %s", asked.site, why)
+        self._tell("asked-again", f"{asked.site}: {why}")
+        self._send([asked])
+
+    def _tell(self, event: str, message: str) -> None:
+        if self.run_folder is not None:
+            append_event(self.run_folder, event, message)
+
+
+def _lateness(asked: _Asked[Answer], now: float) -> Failure:
+    if asked.away_since is not None:
+        away_s = now - asked.away_since
+        return Failure("SITE-UNAVAILABLE", f"not connected for {away_s:.0f} s when the deadline came")
+    if not asked.identifiers:
+        return Failure("SITE-UNAVAILABLE", "its node is gone, and the site did not come back as another")
+    return Failure("SITE-LATE", "connected, and no answer before the deadline")
+
+
+def _outcome(site: str, message: Message, expected: type[Answer]) -> Outcome[Answer]:
+    if message.has_error():  # its text may hold paths of the site: not repeated
+        return Outcome(site, Failure("SITE-CRASHED", f"Flower reports error {message.error.code}"), 0)
     try:
         answer = decode(message.content, expected)
         received = size_bytes(message.content)

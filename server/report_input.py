@@ -186,7 +186,7 @@ class Traffic(_Part):
 
 
 class Shrunk(_Part):
-    """One thing that the preset made smaller than the paper."""
+    """One thing that the study does otherwise than the paper."""
 
     what: str
     paper: str | float
@@ -293,7 +293,7 @@ class Results(_Part):
     attention: tuple[AttentionScores, ...] = ()
     timing: Timing | None = None
     traffic: Traffic | None = None
-    shrunk: tuple[Shrunk, ...] | None = None  # an empty list says: nothing was shrunk
+    shrunk: tuple[Shrunk, ...] | None = None  # differences from the paper; an empty list says: none
     table1: tuple[CohortRow, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
     roc: tuple[RocCurve, ...] = ()

@@ -111,15 +111,15 @@ def _headline(run: RunFolder) -> Section:
 
 
 def _shrunk(run: RunFolder) -> Section:
-    anchor, title = "shrunk", "What the preset shrank"
+    anchor, title = "shrunk", "Differences from the paper"
     shrunk = run.results.shrunk
     if shrunk is None:
         return _left_out(run, anchor, title, "shrunk")
     if not shrunk:
-        return Section(
-            anchor, title, (Note("Nothing: this study has the paper's sizes and training values."),)
-        )
-    intro = Note("The method is the paper's; its scale was reduced, so that it runs on the machine at hand.")
+        return Section(anchor, title, (Note("None: this study has the paper's sizes and training values."),))
+    intro = Note(
+        "The network, its losses, both samplings and the ensemble are the paper's. What is otherwise:"
+    )
     return Section(anchor, title, (intro, shrunk_table(shrunk)))
 
 

@@ -317,7 +317,7 @@ def site_sampling_table(tests: Sequence[SiteSamplingTest]) -> Table:
 
 
 def shrunk_table(shrunk: Sequence[Shrunk]) -> Table:
-    """What the preset made smaller than the paper."""
+    """What the study does otherwise than the paper."""
     header = (Head(""), Head("Paper"), Head("This study"))
     rows = tuple(Row((Head(row.what),), (Cell(_plain(row.paper)), Cell(_plain(row.here)))) for row in shrunk)
     return Table((header,), rows, look="words")

@@ -22,6 +22,7 @@ from dsan_model.protocol import (
     added_scores,
 )
 from dsan_model.sampling import DUAL_SAMPLING, Branch, site_probabilities, size_balanced_probabilities
+from server.differences import differences_from_paper
 from server.enrolment import Enrolled
 from server.ensemble_fit import FittedEnsemble
 from server.exchange import Exchange, Failure
@@ -29,7 +30,7 @@ from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
 from server.rounds import Selection, validation_counts
 from server.run_state import RoundRecord, RunState
-from server.study import StudyConfig, differences_from_paper
+from server.study import StudyConfig
 
 RESULTS = "results.json"
 FORMAT_VERSION = 1
@@ -78,20 +79,26 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         **_score_tables(outcome),
         "attention": _attention(outcome.explained.attention),
         "timing": {
-            "total_s": total_s,
+            "total_s": total_s + sum(record.seconds for record in outcome.state.earlier_sessions),
             "site_training_s": sum(_training_seconds(record) for record in outcome.state.history),
             "rounds": round_times(outcome.state),
         },
-        "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
-        "shrunk": [
-            {"what": what, "paper": paper, "here": here}
-            for what, paper, here in differences_from_paper(outcome.study)
-        ],
+        "traffic": traffic(outcome.state, exchange),
+        "shrunk": [difference._asdict() for difference in differences_from_paper(outcome.study)],
         "table1": table1(outcome.enrolled),
         "curves": _curves(outcome.state),
         "ratio_histogram": ratio_histogram(outcome.enrolled),
         **_sampling(outcome.state, outcome.enrolled),
         "failures": failure_rows(outcome.failures),
+    }
+
+
+def traffic(state: RunState, exchange: Exchange) -> Row:
+    """Bytes to and from all sites, of all sessions: this one, and the finished rounds before it."""
+    earlier = state.earlier_sessions
+    return {
+        "bytes_to_sites": exchange.bytes_to_sites + sum(record.bytes_to_sites for record in earlier),
+        "bytes_from_sites": exchange.bytes_from_sites + sum(record.bytes_from_sites for record in earlier),
     }
 
 
@@ -123,10 +130,11 @@ def site_rows(
     """Every site that the study has or wanted: its role, its cases, and whether it did all of its part."""
     status = last_statuses(run_folder)
     rows = []
-    for site in sorted({*study.sites.training, *enrolled.training}):
+    for site in sorted({*study.sites.training, *enrolled.required}):
         rounds = range(1, study.rounds + 1)
         completed = sum(status.get((r, site)) == "accepted" for r in rounds)
-        finished = completed == study.rounds and site not in failures
+        is_here = site in enrolled.training and site not in failures
+        finished = completed == study.rounds and is_here
         rows.append(_site(site, "training", enrolled, completed, study.rounds, finished))
     for site in sorted({*study.sites.held_out, *enrolled.held_out}):
         rows.append(_site(site, "held-out", enrolled, 0, 0, site not in failures))
@@ -134,7 +142,7 @@ def site_rows(
 
 
 def _site(site: str, role: str, enrolled: Enrolled, completed: int, required: int, complete: bool) -> Row:
-    description = enrolled.descriptions.get(site)
+    description = enrolled.descriptions.get(site) or enrolled.known.get(site)
     return {
         "name": site,
         "role": role,

@@ -26,7 +26,7 @@ from dsan_model.vbnet import initial_vbnet_state
 from dsan_model.weights import flatten
 from server.admission import Rejection, reject_round, relative_update
 from server.aggregation import RunningMean, moved, with_momentum
-from server.enrolment import Enrolled
+from server.enrolment import Enrolled, take_back
 from server.exchange import Exchange, Failure, Outcome
 from server.held_out import admitted_scores
 from server.ledger import LedgerEntry, Status, append_event, append_round
@@ -212,6 +212,7 @@ def _next_round(
     exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path, state: RunState
 ) -> RunState:
     started, sent, received = time.monotonic(), exchange.bytes_to_sites, exchange.bytes_from_sites
+    take_back(exchange, study, enrolled, run_folder)
     request = RoundRequest(
         terms=study.terms(),
         round=state.round + 1,
@@ -269,13 +270,19 @@ def _take(
 
 
 def _count_absent(gathered: _Gathered, round_number: int, study: StudyConfig, enrolled: Enrolled) -> None:
-    for site in study.sites.training:
+    for site in _required(study, enrolled):
         if site not in enrolled.training:
-            gathered.refuse(round_number, site, enrolled.failures[site])
+            absent = Failure("SITE-ABSENT", "not connected since the study was resumed")
+            gathered.refuse(round_number, site, enrolled.failures.get(site, absent))
+
+
+def _required(study: StudyConfig, enrolled: Enrolled) -> list[str]:
+    """The training sites that a round without a quorum needs: those named, or those that began."""
+    return sorted(study.sites.training) or enrolled.required
 
 
 def _require_quorum(gathered: _Gathered, round_number: int, study: StudyConfig, enrolled: Enrolled) -> None:
-    everybody = {*study.sites.training, *enrolled.training}
+    everybody = {*_required(study, enrolled), *enrolled.training}
     quorum = study.participation.quorum or len(everybody)
     if len(gathered.training) < max(1, quorum):
         missing = ", ".join(sorted(everybody - set(gathered.training)))

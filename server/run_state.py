@@ -49,6 +49,12 @@ class RunState:
     history: tuple[RoundRecord, ...] = ()
     validation: tuple[SiteCounts, ...] = ()  # [r] is how the weights after r rounds did; one a round
     velocity: dict[Branch, Tensor] = field(default_factory=dict)  # of server momentum: the last step
+    resumed_after: int = 0  # the rounds up to here were made by earlier processes
+
+    @property
+    def earlier_sessions(self) -> tuple[RoundRecord, ...]:
+        """The rounds that were not made by this process."""
+        return self.history[: self.resumed_after]
 
     def after_round(self, record: RoundRecord, validation: SiteCounts) -> "RunState":
         """One round more on record; `validation` is how the weights that went into the round did."""
@@ -161,7 +167,9 @@ def _load(run_folder: Path, newest: int, study_digest: str) -> RunState | None:
     weights = {branch: load_weights(path) for branch, path in paths.items() if path.name in sealed}
     stored = load_tensors(folder / VELOCITY) if VELOCITY in sealed else {}
     velocity = {Branch(name): values for name, values in stored.items()}
-    return RunState(newest, weights, tuple(history), tuple(validation), velocity) if weights else None
+    if not weights:
+        return None
+    return RunState(newest, weights, tuple(history), tuple(validation), velocity, resumed_after=newest)
 
 
 def _load_validation(folder: Path) -> SiteCounts:

@@ -8,6 +8,7 @@ from dsan_model.cases import RatioGroup
 from dsan_model.dice import STRUCTURES, DiceCounts
 from dsan_model.protocol import CaseSet, added_dice
 from dsan_model.sampling import Branch
+from server.differences import differences_from_paper
 from server.enrolment import Enrolled
 from server.exchange import Exchange, Failure
 from server.held_out import HeldOut
@@ -20,10 +21,11 @@ from server.results import (
     round_times,
     site_rows,
     table1,
+    traffic,
 )
 from server.rounds import Selection, validation_counts
 from server.run_state import RunState
-from server.study import StudyConfig, differences_from_paper
+from server.study import StudyConfig
 
 ALL = "all"
 
@@ -67,12 +69,12 @@ def segmentation_results(
             Branch.VBNET.value: {"round": selection.round, "validation_dice": selection.validation_score}
         },
         "dice": _dice_rows(outcome),
-        "timing": {"total_s": total_s, "rounds": round_times(state)},
-        "traffic": {"bytes_to_sites": exchange.bytes_to_sites, "bytes_from_sites": exchange.bytes_from_sites},
-        "shrunk": [
-            {"what": what, "paper": paper, "here": here}
-            for what, paper, here in differences_from_paper(study)
-        ],
+        "timing": {
+            "total_s": total_s + sum(record.seconds for record in state.earlier_sessions),
+            "rounds": round_times(state),
+        },
+        "traffic": traffic(state, exchange),
+        "shrunk": [difference._asdict() for difference in differences_from_paper(study)],
         "table1": table1(outcome.enrolled),
         "segmentation_curves": _curves(state),
         "ratio_histogram": ratio_histogram(outcome.enrolled),

@@ -247,25 +247,3 @@ PRESETS: dict[str, dict[str, object]] = {
         "training": {"learning_rate": 2e-3},
     },
 }
-
-
-def differences_from_paper(study: StudyConfig) -> list[tuple[str, str, str]]:
-    """What this study has, and the paper (or ref. [10]) has not: (what, in the paper, here)."""
-    is_segmentation = study.task == "segmentation"
-    paper = parse_configuration(
-        {"name": "paper", **(segmentation_table("full") if is_segmentation else {})}, StudyConfig, "paper"
-    )
-    rows = []
-    for table in ("segmentation", "training") if is_segmentation else ("input", "network", "training"):
-        ours, theirs = getattr(study, table), getattr(paper, table)
-        for key in type(ours).model_fields:
-            if getattr(ours, key) != getattr(theirs, key):
-                rows.append((f"{table}.{key}", _text(getattr(theirs, key)), _text(getattr(ours, key))))
-    for key in ("rounds", "folds"):
-        if getattr(study, key) != getattr(paper, key):
-            rows.append((key, _text(getattr(paper, key)), _text(getattr(study, key))))
-    return rows
-
-
-def _text(value: object) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
+from server.differences import differences_from_paper
 from server.headline import results_table
 from server.report_input import ReportError
 from server.rounds import StudyPausedError
@@ -200,13 +201,9 @@ def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
 
 
 def _tell_what_is_shrunk(study: StudyConfig) -> None:
-    from server.study import differences_from_paper
-
-    rows = differences_from_paper(study)
-    if rows:
-        log.info("preset %s shrinks the paper's study, not its method:", study.preset)
-        for what, paper, here in rows:
-            log.info("  %-28s %s instead of %s", what, here, paper)
+    log.info("preset %s; what is otherwise than in the paper:", study.preset)
+    for difference in differences_from_paper(study):
+        log.info("  %s: %s instead of %s", difference.what, difference.here, difference.paper)
 
 
 def _headline(

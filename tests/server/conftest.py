@@ -20,6 +20,7 @@ def _load(name: str) -> ModuleType:
 
 _KEYS = _load("site_keys")
 _CENTRE = _load("running_centre")
+_load("restarting_grid")
 
 
 @pytest.fixture(scope="session")

@@ -135,14 +135,14 @@ def connect() -> Iterator[Callable[..., Exchange]]:
         def connected(deadline_s: float = DEADLINE_S, **behaviours: Behaviour) -> Exchange:
             paths = tuple(Path(site) / f"{how.__name__}.toml" for site, how in behaviours.items())
             exchange = Exchange(InProcessGrid(client_app(), paths, pool), deadline_s)
-            exchange.nodes = {site: node for node, site in enumerate(behaviours, 1)}
+            exchange.nodes.by_site = {site: node for node, site in enumerate(behaviours, 1)}
             return exchange
 
         yield connected
 
 
 def ask(exchange: Exchange) -> list[Outcome[SiteDescription]]:
-    return list(exchange.ask(dict.fromkeys(exchange.nodes, REQUEST), SiteDescription))
+    return list(exchange.ask(dict.fromkeys(exchange.nodes.by_site, REQUEST), SiteDescription))
 
 
 def only_failure(outcomes: list[Outcome[SiteDescription]]) -> Failure:
@@ -188,7 +188,7 @@ def test_an_error_of_flower_comes_as_a_code_without_its_text(
     connect: Callable[..., Exchange], how: Behaviour
 ) -> None:
     failure = only_failure(ask(connect(north=how)))
-    assert failure.code == "SITE-UNAVAILABLE"
+    assert failure.code == "SITE-CRASHED"
     assert SECRET not in failure.message
 
 
@@ -197,7 +197,7 @@ def test_a_site_that_is_late_does_not_keep_the_others(connect: Callable[..., Exc
     started = time.monotonic()
     east, north = ask(exchange)
     assert time.monotonic() - started < SLOW_S
-    assert east.answer == Failure("SITE-LATE", "no answer before the deadline")
+    assert east.answer == Failure("SITE-LATE", "connected, and no answer before the deadline")
     assert isinstance(north.answer, SiteDescription)
 
 
@@ -211,13 +211,13 @@ def test_an_answer_that_is_none_is_a_failure_of_its_site_alone(
     assert isinstance(north.answer, SiteDescription)
 
 
-def test_a_site_whose_node_is_gone_is_unknown(connect: Callable[..., Exchange]) -> None:
-    exchange = connect(north=answers)
-    exchange.nodes["lost"] = 99
+def test_a_site_whose_node_is_gone_is_unavailable(connect: Callable[..., Exchange]) -> None:
+    exchange = connect(deadline_s=SLOW_S, north=answers)
+    exchange.nodes.by_site["lost"] = 99
     lost, north = ask(exchange)
     assert lost.site == "lost"
     assert isinstance(lost.answer, Failure)
-    assert lost.answer.code == "SITE-UNKNOWN"
+    assert lost.answer.code == "SITE-UNAVAILABLE"
     assert isinstance(north.answer, SiteDescription)
 
 
@@ -251,7 +251,7 @@ def test_asking_nobody_gives_nothing(connect: Callable[..., Exchange]) -> None:
 
 def test_answers_are_pulled_one_by_one_as_they_are_asked_for(connect: Callable[..., Exchange]) -> None:
     exchange = connect(east=answers, north=answers, west=answers)
-    outcomes = exchange.ask(dict.fromkeys(exchange.nodes, REQUEST), SiteDescription)
+    outcomes = exchange.ask(dict.fromkeys(exchange.nodes.by_site, REQUEST), SiteDescription)
     first = next(outcomes)
     assert exchange.bytes_from_sites == first.size_bytes  # the others still lie with the grid
     assert len(list(outcomes)) == 2

@@ -11,7 +11,7 @@ from dsan_model.network import AttentionResNet, NetworkConfig
 from dsan_model.preprocessing import Recipe
 from dsan_model.sampling import Branch
 from dsan_model.training import TrainingConfig
-from server.study import PRESETS, StudyConfig, differences_from_paper, preset_study, read_study
+from server.study import PRESETS, StudyConfig, preset_study, read_study
 
 
 @pytest.fixture
@@ -58,13 +58,11 @@ def test_a_study_that_says_nothing_but_its_name_is_the_papers(path: Path) -> Non
     )
     assert (study.rounds, study.folds, study.fold) == (20, 5, 0)
     assert study.branches == (Branch.US, Branch.SS)
-    assert differences_from_paper(study) == []
 
 
 def test_the_preset_full_is_the_paper() -> None:
     study = preset_study("full", "study", seed=3)
     assert study == StudyConfig(name="study", seed=3)
-    assert differences_from_paper(study) == []
 
 
 def test_the_terms_repeat_the_study_for_the_sites() -> None:
@@ -104,30 +102,6 @@ def test_the_demo_keeps_a_feature_map_of_at_least_3_x_6_x_6() -> None:
         volume_B1DHW = torch.empty(1, 1, *study.input.shape_dhw)
         features_BCdhw = AttentionResNet(study.network_config).features(volume_B1DHW)
     assert all(n >= least for n, least in zip(features_BCdhw.shape[2:], (3, 6, 6), strict=True))
-
-
-def test_the_demo_says_everything_that_it_shrinks() -> None:
-    study = preset_study("demo", "study", 0)
-    rows = {what: (paper, here) for what, paper, here in differences_from_paper(study)}
-    assert rows["input.shape_dhw"] == ("138 x 256 x 256", "32 x 64 x 64")
-    assert rows["network.blocks"] == ("3 x 4 x 6 x 3", "1 x 1 x 1 x 1")
-    assert rows["network.width"] == ("64", "8")
-    assert rows["training.learning_rate"] == ("0.0002", "0.005")
-    paper = StudyConfig(name="study", preset="demo").model_dump()
-    for what in rows:
-        table, _, key = what.partition(".")
-        paper[table] = {**paper[table], key: getattr(getattr(study, table), key)} if key else study.rounds
-    assert StudyConfig.model_validate(paper) == study  # the paper and these differences make the demo
-
-
-def test_a_difference_in_any_table_is_told() -> None:
-    study = changed(rounds=3, folds=2, training={"weight_decay": 0.0}, input={"antialias": True})
-    assert differences_from_paper(study) == [
-        ("input.antialias", "False", "True"),
-        ("training.weight_decay", "0.0001", "0.0"),
-        ("rounds", "20", "3"),
-        ("folds", "5", "2"),
-    ]
 
 
 # ---- the digest ----

@@ -100,6 +100,9 @@ def test_site_without_a_usable_case_pauses_the_study_unless_a_quorum_goes_on(
     missing = {line["site"] for line in read_ledger(tmp_path / "quorum") if line.get("status") == "missing"}
     assert missing == {"hospital-1"}
     assert {site["rounds_completed"] for site in results["sites"] if site["name"] != "hospital-1"} == {0, 3}
+    assert simulate("run", *study_arguments(broken, tmp_path / "quorum"), "--quorum", "2") == 70
+    again = results_of(tmp_path / "quorum")  # of both sessions, though the second trained nothing
+    assert again["traffic"]["bytes_from_sites"] > 0.99 * results["traffic"]["bytes_from_sites"]
 
 
 def test_held_out_site_of_one_class_has_no_auc_but_a_specificity(tmp_path: Path, simulate: Simulate) -> None:
