@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,12 +96,14 @@ def validate_newest(
 def select(state: RunState) -> dict[Branch, Selection]:
     """The best round of every branch by pooled validation score, the earlier one on a tie (IV-C).
 
-    Only rounds that the same, largest number of sites validated are compared: a site that was missing once
-    does not change what "best" means. Without any score (one class) the newest round is taken.
+    Only rounds that the same sites validated are compared, the most that ever did, and of two such groups the
+    one of more rounds: a site that was missing once does not change what "best" means. Without any score (one
+    class) the newest round is taken.
     """
-    most = max((len(counts) for counts in state.validation[1:]), default=0)
-    full = [r for r, counts in enumerate(state.validation) if r > 0 and len(counts) == most and most > 0]
-    return {branch: _best(state, branch, full) for branch in state.weights}
+    groups = Counter(frozenset(counts) for counts in state.validation[1:] if counts)
+    widest = max(groups, key=lambda sites: (len(sites), groups[sites], sorted(sites)), default=None)
+    comparable = [r for r, counts in enumerate(state.validation) if r > 0 and frozenset(counts) == widest]
+    return {branch: _best(state, branch, comparable) for branch in state.weights}
 
 
 def outgoing(state: RunState, study: StudyConfig) -> dict[Branch, PackedWeights]:
