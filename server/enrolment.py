@@ -157,7 +157,7 @@ def _take(
         enrolled.failures.setdefault(registered or answer.site or outcome.site, answer)
     elif registered and answer.site != registered:
         message = f"the node that is registered as {registered} calls itself {answer.site}"
-        enrolled.failures[registered] = Failure("SITE-OTHER-NAME", message)
+        enrolled.failures[registered] = Failure("SITE-IMPOSTOR", message)
     elif (rejection := reject_description(answer) or reject_installation(answer)) is not None:
         name = outcome.site if rejection.code == "SITE-NAME" else answer.site
         enrolled.failures[name] = Failure(rejection.code, rejection.message)

@@ -116,7 +116,7 @@ def test_a_node_that_takes_the_name_of_another_site_is_refused_where_keys_are_re
     centre = connect("north/site.toml", "north/impostor.toml")
     centre.grid.names = {1: "north", 2: "south"}
     enrolled = centre.enrol(0, "north", "south")
-    assert (list(enrolled.training), codes(enrolled)) == (["north"], {"south": "SITE-OTHER-NAME"})
+    assert (list(enrolled.training), codes(enrolled)) == (["north"], {"south": "SITE-IMPOSTOR"})
     assert centre.exchange.nodes.by_site == {"north": 1}
 
 
