@@ -21,6 +21,7 @@ from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
 from server.ledger import append_event
 from server.model_package import write_model_package
+from server.report import write_report
 from server.results import Row, StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
 from server.segmentation_package import write_segmentation_package
@@ -39,6 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     run_folder = Path(str(context.run_config["run-dir"]))
     with _for_us_alone(run_folder), _logged(run_folder / "study.log"):
         run_study(grid, run_folder)
+        write_report(run_folder)
 
 
 @contextmanager

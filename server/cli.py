@@ -6,12 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsan_model.configuration import ConfigurationError
 from server.refusals import ExitCode, RefusedError
+
+if TYPE_CHECKING:
+    from server.centre import Centre
+    from server.wishes import Wish
 
 # Commands import what they need when they run: torch and Flower take seconds, --help may not.
 
@@ -118,6 +122,102 @@ def start(
         configure_logs(config.log_level.upper())
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request at INFO
         run_daemon(centre, config, insecure_loopback)
+
+
+@app.command()
+def train(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What is to be studied.")],
+    folder: Folder = HERE,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """Start a study in runs/NAME and follow it; Ctrl-C leaves it running.
+
+    Exit code: 0 complete, 69 no daemon runs, 70 failed, paused or incomplete, 78 the study is wrong.
+
+    Example: dsan-server train study.toml
+    """
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.run_commands import train_study
+
+        centre, _ = open_centre(folder)
+        _follow(centre, train_study(centre, study), detach)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")],
+    folder: Folder = HERE,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """Go on with a study that paused or was stopped, from its newest state; or watch one that runs.
+
+    Example: dsan-server resume first-study
+    """
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.run_commands import resume_study
+
+        centre, _ = open_centre(folder)
+        wish = resume_study(centre, run)
+        if wish is None:
+            _print(f"study {run} is complete: see {centre.run(run) / 'report.html'}")
+        else:
+            _follow(centre, wish, detach)
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")], folder: Folder = HERE
+) -> None:
+    """End a study, here and at the sites; `resume` goes on with it from its newest state.
+
+    Example: dsan-server stop first-study
+    """
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.run_commands import stop_study
+
+        centre, _ = open_centre(folder)
+        stop_study(centre, run)
+        _print(f"study {run} is stopped; sites that are away are told when they come back")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")], folder: Folder = HERE
+) -> None:
+    """Build report.html, tables and figures of a run again.
+
+    Example: dsan-server report first-study
+    """
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.report import write_report
+        from server.report_input import ReportError
+        from server.run_commands import run_folder_of
+
+        centre, _ = open_centre(folder)
+        try:
+            _print(str(write_report(run_folder_of(centre, run))))
+        except ReportError as error:
+            _complain(error)
+            raise typer.Exit(ExitCode.BAD_DATA) from None
+
+
+def _follow(centre: "Centre", wish: "Wish", detach: bool) -> None:
+    from server.run_commands import follow_study, how_to_look
+
+    if detach:
+        _print(how_to_look(wish.run))
+        return
+    try:
+        outcome = follow_study(centre, wish)
+    except KeyboardInterrupt:
+        _print(how_to_look(wish.run))
+        return
+    _print(outcome.text)
+    raise typer.Exit(outcome.exit_code)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`dsan-server start`: keeps SuperLink, SuperExec, proxy and SiteWatch running, and the studies as well."""
 
-import fcntl
 import json
 import logging
 import os
@@ -10,8 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from dsan_daemon.files import PRIVATE, write_atomically
@@ -19,6 +17,7 @@ from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
 from dsan_daemon.processes import Supervisor, supervised
 from server.centre import Centre, ServerConfig
+from server.daemon_lock import alone
 from server.membership import reconcile_nodes
 from server.proxy import Behind, write_proxy
 from server.refusals import ExitCode, RefusedError
@@ -186,36 +185,6 @@ class _Daemon:
 
     def _proxy_secret(self) -> str:
         return _secret(self._centre.state / "proxy.secret")
-
-
-@contextmanager
-def alone(centre: Centre) -> Iterator[None]:
-    """Keep a second daemon off the folder; the lock goes with this process, however it ends."""
-    centre.state.mkdir(mode=0o700, exist_ok=True)
-    with (centre.state / "daemon.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                "DAEMON-RUNS",
-                str(centre.folder),
-                "a daemon runs in this folder already",
-                "Stop it first (SIGTERM, or `systemctl stop dsan-server`).",
-                ExitCode.NOT_PERMITTED,
-            ) from None
-        yield
-
-
-def is_daemon_running(centre: Centre) -> bool:
-    """Whether a daemon holds the folder."""
-    try:
-        with (centre.state / "daemon.lock").open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _listen(health: HealthServer, config: ServerConfig) -> None:

@@ -1,0 +1,194 @@
+"""`dsan-server train`, `resume`, `stop`: what is asked of the daemon, and how a study is watched."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.centre import Centre
+from server.daemon_lock import is_daemon_running
+from server.headline import results_table
+from server.orders import EVERY_SITE, give_order, withdraw_orders
+from server.refusals import ExitCode, RefusedError
+from server.results import read_results
+from server.run_folder import write_study
+from server.sites import read_sites
+from server.status import is_run_in_work
+from server.study import StudyConfig, read_study
+from server.wishes import Wish, make_wish, read_attempt, read_wishes, study_end
+
+LOOK_EVERY_S = 0.5
+STOP_S = 120.0
+
+
+def train_study(centre: Centre, study_file: Path) -> Wish:
+    """Ask for a new study; its run folder is there afterwards.
+
+    Raises RefusedError DAEMON-DOWN, STUDY-SITES or RUN-EXISTS, or ConfigurationError.
+    """
+    _require_daemon(centre)
+    study = read_study(study_file)
+    _require_enrolled(centre, study)
+    run_folder = centre.run(study.name)
+    if run_folder.exists():
+        raise RefusedError(
+            "RUN-EXISTS",
+            str(run_folder),
+            f"a study called {study.name} was run already",
+            f"Go on with it by `dsan-server resume {study.name}`, or give the new study another name.",
+            ExitCode.BAD_CONFIGURATION,
+        )
+    write_study(run_folder, study)
+    return make_wish(centre, study.name, "running")
+
+
+def resume_study(centre: Centre, run: str) -> Wish | None:
+    """Ask to go on with a study; None if it is complete. Raises RefusedError DAEMON-DOWN or RUN-UNKNOWN."""
+    _require_daemon(centre)
+    study = read_study(run_folder_of(centre, run) / "study.toml")
+    _require_enrolled(centre, study)
+    wish = _wish(centre, run)
+    if wish is not None and wish.wanted == "running":
+        return wish
+    results = read_results(centre.run(run))
+    if results is not None and results["complete"]:
+        return None
+    withdraw_orders(centre.state, study.name)
+    return make_wish(centre, run, "running")
+
+
+def stop_study(centre: Centre, run: str) -> None:
+    """End a study, at the centre and at all sites; returns when its process has ended.
+
+    Raises RefusedError DAEMON-DOWN, RUN-UNKNOWN, RUN-IDLE or RUN-HANGS.
+    """
+    _require_daemon(centre)
+    run_folder = run_folder_of(centre, run)
+    if _wish(centre, run) is None and not is_run_in_work(run_folder):
+        raise RefusedError(
+            "RUN-IDLE", run, "nothing works on this study", "Nothing is left to do.", ExitCode.BAD_DATA
+        )
+    give_order(centre.state, EVERY_SITE, "stop", read_study(run_folder / "study.toml").name)
+    wish = make_wish(centre, run, "stopped")
+    deadline = time.monotonic() + STOP_S
+    while _wish(centre, run) is not None:
+        if time.monotonic() > deadline:
+            raise RefusedError(
+                "RUN-HANGS",
+                run,
+                f"its process has not ended within {STOP_S:.0f} s (asked {wish.asked_at:.0f})",
+                "The daemon goes on trying; see state/logs and `dsan-server status`.",
+                ExitCode.FAILED,
+            )
+        time.sleep(LOOK_EVERY_S)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study that was followed went."""
+
+    exit_code: ExitCode
+    text: str  # for stdout
+
+
+def follow_study(centre: Centre, wish: Wish) -> Outcome:
+    """Repeat what the study logs on stderr until it has ended; KeyboardInterrupt leaves it running."""
+    log = centre.run(wish.run) / "study.log"
+    told = log.stat().st_size if log.exists() else 0
+    failures = read_attempt(centre, wish).failures
+    while (end := study_end(centre, wish)) is None or is_run_in_work(centre.run(wish.run)):
+        told = _tell(log, told)
+        failures = _tell_failures(centre, wish, failures)
+        if not is_daemon_running(centre):
+            text = f"the daemon has ended; study {wish.run} goes on when `dsan-server start` runs again"
+            return Outcome(ExitCode.UNREACHABLE, text)
+        time.sleep(LOOK_EVERY_S)
+    _tell(log, told)
+    return _outcome(centre.run(wish.run), end)
+
+
+def how_to_look(run: str) -> str:
+    """What an operator does with a study that nobody watches."""
+    return (
+        f"study {run} goes on without you: `dsan-server status {run}` shows it, "
+        f"`dsan-server stop {run}` ends it, `dsan-server resume {run}` watches it again"
+    )
+
+
+def _outcome(run_folder: Path, end: str) -> Outcome:
+    if end not in ("complete", "incomplete"):
+        return Outcome(ExitCode.FAILED, f"study {run_folder.name} is {end}: see {run_folder}/study.log")
+    results = read_results(run_folder)
+    assert results is not None  # written before the event
+    state = "complete" if results["complete"] else "INCOMPLETE: see the report"
+    text = f"\nStudy {results['study']['name']}: {state}\n{results_table(results)}\n"
+    code = ExitCode.DONE if results["complete"] else ExitCode.FAILED
+    return Outcome(code, f"{text}report: {run_folder / 'report.html'}")
+
+
+def _tell(log: Path, told: int) -> int:
+    """Repeat what was logged since; the study's process is not ours."""
+    if not log.exists():
+        return told
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(told)
+        sys.stderr.write(file.read())
+        return file.tell()
+
+
+def _tell_failures(centre: Centre, wish: Wish, told: int) -> int:
+    attempt = read_attempt(centre, wish)
+    if attempt.failures > told:
+        wait_s = max(0.0, attempt.next_try - time.time())
+        sys.stderr.write(
+            f"the study's process ended without a result ({attempt.last_failure}); it is started again in "
+            f"{wait_s:.0f} s\n"
+        )
+    return attempt.failures
+
+
+def _wish(centre: Centre, run: str) -> Wish | None:
+    return next((wish for wish in read_wishes(centre) if wish.run == run), None)
+
+
+def run_folder_of(centre: Centre, run: str) -> Path:
+    """The folder of a run that is there. Raises RefusedError RUN-UNKNOWN."""
+    folder = centre.run(run)
+    if folder.parent != centre.runs or not (folder / "study.toml").exists():
+        known = ", ".join(sorted(path.parent.name for path in centre.runs.glob("*/study.toml"))) or "none"
+        raise RefusedError(
+            "RUN-UNKNOWN",
+            str(centre.runs),
+            f"there is no run {run!r}; there are: {known}",
+            "Give the name of a study that was started with `dsan-server train`.",
+            ExitCode.BAD_DATA,
+        )
+    return folder
+
+
+def _require_daemon(centre: Centre) -> None:
+    if not is_daemon_running(centre):
+        raise RefusedError(
+            "DAEMON-DOWN",
+            str(centre.folder),
+            "no daemon runs in this folder, so nothing would work on a study",
+            f"Start it: `dsan-server start --dir {centre.folder}`, or `systemctl start dsan-server`.",
+            ExitCode.UNREACHABLE,
+        )
+
+
+def _require_enrolled(centre: Centre, study: StudyConfig) -> None:
+    """Refuse a study that waits for sites which cannot come; without authentication nobody is enrolled."""
+    if json.loads((centre.state / "daemon.json").read_bytes())["insecure"]:
+        return
+    enrolled = {name for name, site in read_sites(centre).items() if not site.is_revoked}
+    unknown = sorted({*study.sites.training, *study.sites.held_out} - enrolled)
+    if unknown:
+        raise RefusedError(
+            "STUDY-SITES",
+            f"study {study.name}, [sites]",
+            f"not enrolled: {', '.join(unknown)}; enrolled are: {', '.join(sorted(enrolled)) or 'none'}",
+            "Enrol them with `dsan-server enrol`, or change [sites].",
+            ExitCode.BAD_CONFIGURATION,
+        )
