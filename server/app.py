@@ -22,6 +22,7 @@ from server.held_out import evaluate_held_out, explain
 from server.ledger import append_event
 from server.model_package import write_model_package
 from server.report import write_report
+from server.report_input import ReportError
 from server.results import Row, StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
 from server.segmentation_package import write_segmentation_package
@@ -40,7 +41,15 @@ def main(grid: Grid, context: Context) -> None:
     run_folder = Path(str(context.run_config["run-dir"]))
     with _for_us_alone(run_folder), _logged(run_folder / "study.log"):
         run_study(grid, run_folder)
+        _report(run_folder)
+
+
+def _report(run_folder: Path) -> None:
+    """The study has ended, whatever becomes of its page: `dsan-server report` can build it again."""
+    try:
         write_report(run_folder)
+    except ReportError as error:
+        log.warning("no report: %s", error)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from server.daemon_lock import is_daemon_running
 from server.headline import results_table
 from server.orders import EVERY_SITE, give_order, withdraw_orders
 from server.refusals import ExitCode, RefusedError
-from server.results import read_results
+from server.results import RESULTS, read_results
 from server.run_folder import write_study
 from server.sites import read_sites
 from server.status import is_run_in_work
@@ -122,9 +122,11 @@ def _outcome(run_folder: Path, end: str) -> Outcome:
     results = read_results(run_folder)
     assert results is not None  # written before the event
     state = "complete" if results["complete"] else "INCOMPLETE: see the report"
-    text = f"\nStudy {results['study']['name']}: {state}\n{results_table(results)}\n"
+    table = results_table(results) if "table2" in results else ""  # a segmentation study has none
+    page = run_folder / "report.html"
+    shown = f"report: {page}" if page.exists() else f"results: {run_folder / RESULTS}"
     code = ExitCode.DONE if results["complete"] else ExitCode.FAILED
-    return Outcome(code, f"{text}report: {run_folder / 'report.html'}")
+    return Outcome(code, f"\nStudy {results['study']['name']}: {state}\n{table}\n{shown}")
 
 
 def _tell(log: Path, told: int) -> int:
