@@ -15,7 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from client import work
 from client.egress import EgressLine, now, record_egress
 from client.findings import FindingError
-from client.policy import require_allowed
+from client.policy import kind_name, require_allowed
 from client.progress import ProgressFile
 from client.site import SiteConfig, read_site
 from client.study_cases import RefusedError
@@ -55,7 +55,7 @@ def recorded(message: Message, context: Context, call_next: ClientAppCallable) -
     study, round_number = asked_by(message.content)
     line = EgressLine(
         now(),
-        message.metadata.message_type,
+        kind_name(message.metadata.message_type),
         study,
         round_number,
         size_bytes(reply.content),

@@ -153,6 +153,7 @@ def status_text(site: SiteConfig) -> str:
         f"work       {_work_text(status, is_alive)}",
         f"cases      {_counts(status.cases) or 'none prepared'}",
         *([f"left out   {_counts(status.left_out)}"] if status.left_out else []),
+        f"health     http://127.0.0.1:{status.health_port}/readyz, /metrics",
         f"disk       {status.disk_free_bytes / 1e9:.1f} GB free",
         *_egress_lines(sum_egress(site.state_folder)),
         *[f"event      {_clock(event.time)}  {event.what}" for event in status.events[-5:]],

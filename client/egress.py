@@ -25,7 +25,7 @@ class EgressLine:
     """One message that left."""
 
     time: float  # unix
-    kind: str  # "round", or what the centre asked for where it is unknown
+    kind: str  # "describe", "round", ...; "other": of a kind that this release does not know
     study: str
     round: int | None
     bytes: int

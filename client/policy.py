@@ -15,6 +15,11 @@ KIND_NAMES = {
 }
 
 
+def kind_name(message_type: str) -> str:
+    """The name of a kind of message in site.toml and in records, by Flower's type; "other" if it is none."""
+    return KIND_NAMES[Kind(message_type)] if message_type in list(Kind) else "other"
+
+
 def require_allowed(policy: PolicyTable, request: Request) -> None:
     """RefusedError unless the site takes part in this study and answers this kind of message."""
     study, kind = request.terms.name, KIND_NAMES[KINDS[type(request)]]
