@@ -3,15 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+FEDERATION_DIR ?= runs/federation
+FEDERATION_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint clean help
+.PHONY: demo federation test lint clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.run ## eight synthetic hospitals, the whole federated study, a report
 	@$(BIN)/dsan-simulate run --preset demo $(DEMO_ARGS)
+
+federation: $(VENV)/.run ## a centre and eight hospitals over TLS on this machine, by their own commands
+	@$(BIN)/dsan-simulate federation $(FEDERATION_DIR) $(FEDERATION_ARGS)
 
 test: $(VENV)/.dev ## the tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q

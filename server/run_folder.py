@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from dsan_daemon.files import write_atomically
 from server.study import StudyConfig, read_study
@@ -20,7 +19,7 @@ def write_study(run_folder: Path, study: StudyConfig) -> None:
             f"{run_folder}: holds another study: give the same settings to resume it, or another --out"
         )
     run_folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _toml(study.model_dump(mode="json")).encode())
+    write_atomically(path, study_toml(study).encode())
 
 
 def _is_same_study(there: StudyConfig, here: StudyConfig) -> bool:
@@ -28,8 +27,9 @@ def _is_same_study(there: StudyConfig, here: StudyConfig) -> bool:
     return there.model_copy(update={"participation": here.participation}) == here
 
 
-def _toml(table: dict[str, Any]) -> str:
-    """A flat table with sub-tables of plain values as TOML."""
+def study_toml(study: StudyConfig) -> str:
+    """A study as study.toml, every key of it: a flat table with sub-tables of plain values."""
+    table = study.model_dump(mode="json")
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in table.items():

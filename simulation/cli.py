@@ -117,6 +117,28 @@ def hospitals(
     raise typer.Exit(hospitals_command(options))
 
 
+@app.command()
+def federation(
+    out: Annotated[Path, typer.Argument(help="New folder for the centre and the hospitals.")],
+    preset: Annotated[Preset, typer.Option(help="Sizes of the study.")] = Preset.TINY,
+    sites: Annotated[int, typer.Option(min=2, help="Number of hospitals; the last is held out.")] = 8,
+    cases: Annotated[int | None, typer.Option(min=4, help="Scans of a hospital, on average.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds (default: the preset's).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """A deployment on one machine: a centre and hospitals in folders of their own, over TLS with node keys.
+
+    Everything is done by dsan-server and dsan-client alone, as on real machines; needs nginx.
+
+    Example: dsan-simulate federation runs/federation
+    """
+    _configure_logging()
+    from simulation.command import FederationOptions, federation_command
+
+    options = FederationOptions(out, preset.value, sites, cases, rounds, seed, os.cpu_count() or 1)
+    raise typer.Exit(federation_command(options))
+
+
 @app.command("real-hospitals")
 def real_hospitals(
     ct_folder: Annotated[Path, typer.Argument(help="Folder with covid-ct-md: P002, cap002, normal002.")],

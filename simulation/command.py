@@ -25,6 +25,7 @@ from simulation.federated_study import (
     prepare_hospitals,
     run_prepared,
 )
+from simulation.federation import FederationError, run_federation
 from simulation.hospitals import HospitalsError, plan_hospitals, write_hospitals
 from simulation.ray_engine import MissingRayError
 from simulation.real_hospitals import write_real_hospitals
@@ -118,6 +119,52 @@ def real_hospitals_command(ct_folder: Path, out: Path, cases: int, preset: str, 
         f"next: dsan-simulate run --preset {preset} --hospitals {out} --rounds 3 --held-out {held_out}\n"
     )
     return DONE
+
+
+@dataclass(frozen=True)
+class FederationOptions:
+    """The options of `dsan-simulate federation`."""
+
+    out: Path
+    preset: str
+    n_sites: int
+    cases: int | None
+    rounds: int | None
+    seed: int
+    workers: int
+
+
+def federation_command(options: FederationOptions) -> int:
+    """`dsan-simulate federation`: the exit code of the study in it."""
+    started = time.monotonic()
+    hospitals = HospitalOptions(
+        out=options.out / "hospitals",
+        n_sites=options.n_sites,
+        cases=options.cases or CASES_A_SITE[options.preset],
+        shape_DHW=NATIVE_SHAPE_DHW[options.preset],
+        file_format=None,
+        held_out_mix="mixed",
+        preset=options.preset,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    try:
+        _write_hospitals(hospitals, _study(options.preset, "hospitals", options.seed))
+        sites = find_hospitals(hospitals.out)
+        *training, held_out = sites
+        settings: dict[str, Any] = {"sites": {"training": training, "held_out": [held_out]}}
+        if options.rounds is not None:
+            settings["rounds"] = options.rounds
+        study = _study(options.preset, "federation", options.seed, **settings)
+        code = run_federation(options.out, tuple(path.parent for path in sites.values()), study)
+    except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
+        return _refuse(error, BAD_CONFIGURATION)
+    except HospitalsError as error:
+        return _refuse(error, INCOMPLETE)
+    except FederationError as error:
+        return _refuse(error, UNAVAILABLE)
+    sys.stdout.write(f"{time.monotonic() - started:.0f} s from empty folders to here\n")
+    return code
 
 
 def _run(options: RunOptions, started: float) -> int:

@@ -1,0 +1,172 @@
+"""A whole federation on one machine: a centre and hospitals with separate folders, over TLS with node keys.
+
+What an operator and eight engineers do by hand (docs/how-to/run-the-server.md) is done here by the same two
+commands, dsan-server and dsan-client, each in a process of its own. Nothing of them is imported.
+"""
+
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.run_folder import study_toml
+from server.study import StudyConfig
+
+READY_S = 300.0
+STOP_S = 45.0  # a daemon leaves within 30 s
+
+log = logging.getLogger("dsan.simulation")
+
+
+class FederationError(Exception):
+    """A command failed, or a daemon did not come up."""
+
+
+@dataclass
+class Federation:
+    """The folders of centre and hospitals, and the daemons that run in them."""
+
+    folder: Path
+    hospitals: tuple[Path, ...]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def centre(self) -> Path:
+        """The centre's folder."""
+        return self.folder / "centre"
+
+    def server(self, *arguments: str | Path) -> int:
+        """Run dsan-server in the centre's folder; its exit code."""
+        return self._run("server.cli", *arguments, "--dir", self.centre)
+
+    def client(self, *arguments: str | Path) -> int:
+        """Run dsan-client; its exit code."""
+        return self._run("client.cli", *arguments)
+
+    def start(self, name: str, module: str, *arguments: str | Path) -> None:
+        """Start a daemon; what it says goes to NAME.log."""
+        _tell(module, arguments)
+        with (self.folder / f"{name}.log").open("ab") as output:
+            self.daemons[name] = subprocess.Popen(
+                _command(module, arguments), env=_environment(), stdout=output, stderr=output
+            )
+
+    def require_alive(self) -> None:
+        """FederationError if a daemon has ended."""
+        for name, process in self.daemons.items():
+            if process.poll() is not None:
+                raise FederationError(f"{name} ended with {process.returncode}: see {self.folder}/{name}.log")
+
+    def stop(self) -> None:
+        """End every daemon, all at the same time."""
+        for process in self.daemons.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.daemons.values():
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _run(self, module: str, *arguments: str | Path) -> int:
+        _tell(module, arguments)
+        return subprocess.run(_command(module, arguments), env=_environment()).returncode
+
+
+def run_federation(folder: Path, hospitals: tuple[Path, ...], study: StudyConfig) -> int:
+    """Bring everything up, run the study, print its headline, stop everything; the exit code of `train`."""
+    federation = Federation(folder.resolve(), hospitals)
+    with _stopped_at_the_end(federation):
+        for hospital in hospitals:
+            _require(federation.client("prepare", "--config", hospital / "site.toml"))
+        address, health_port = _found_centre(federation)
+        federation.start("centre", "server.cli", "start", "--dir", federation.centre)
+        for hospital in hospitals:
+            _require(federation.client("init", hospital.name, "--server", address, "--dir", hospital))
+        _wait_until_ready(federation, health_port)
+        requests = [hospital / f"{hospital.name}.enrol.json" for hospital in hospitals]
+        _require(federation.server("enrol", *requests))
+        for hospital in hospitals:
+            kit = federation.centre / f"{hospital.name}.kit.json"
+            _require(federation.client("join", kit, "--config", hospital / "site.toml"))
+        for hospital in hospitals:
+            federation.start(hospital.name, "client.cli", "start", "--config", hospital / "site.toml")
+        path = federation.centre / f"{study.name}.toml"
+        path.write_text(study_toml(study), encoding="utf-8")
+        code = federation.server("train", path)
+        federation.require_alive()
+        return code
+
+
+@contextmanager
+def _stopped_at_the_end(federation: Federation) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        log.info("stopping %d daemons", len(federation.daemons))
+        federation.stop()
+
+
+def _found_centre(federation: Federation) -> tuple[str, int]:
+    """A centre on free ports; returns the address for the sites and the port of its health."""
+    _require(federation.server("init", "--host", "127.0.0.1"))
+    settings = federation.centre / "server.toml"
+    text = settings.read_text(encoding="utf-8")
+    ports = dict(zip(("port", "console_port", "health_port"), _free_ports(3), strict=True))
+    for key, port in ports.items():
+        text = re.sub(rf"(?m)^{key} = \d+", f"{key} = {port}", text)
+    settings.write_text(text, encoding="utf-8")
+    return f"127.0.0.1:{ports['port']}", ports["health_port"]
+
+
+def _wait_until_ready(federation: Federation, health_port: int) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        federation.require_alive()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{health_port}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise FederationError(
+        f"the centre is not ready after {READY_S:.0f} s: see {federation.folder}/centre.log"
+    )
+
+
+def _require(code: int) -> None:
+    if code != 0:
+        raise FederationError(f"the last command ended with {code}")
+
+
+def _tell(module: str, arguments: tuple[str | Path, ...]) -> None:
+    program = {"server.cli": "dsan-server", "client.cli": "dsan-client"}[module]
+    log.info("$ %s %s", program, shlex.join(map(str, arguments)))
+
+
+def _command(module: str, arguments: tuple[str | Path, ...]) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}  # many processes share the cores of this machine
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
