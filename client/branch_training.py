@@ -56,7 +56,7 @@ class TrainedBranch:
 def train_branch(
     task: BranchTask,
     samples: CaseSamples,
-    optimiser_state: dict[str, Tensor] | None,
+    optimiser_state: dict[str, Tensor],
     machine: Machine,
     progress: Progress,
 ) -> TrainedBranch:

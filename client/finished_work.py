@@ -4,7 +4,6 @@ The same round asked again (a lost message, a restarted server) is answered from
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from client.study_cases import RefusedError
+from dsan_daemon.files import sync, write_atomically
 from dsan_model.protocol import BranchCounts, BranchTraining, branch_counts, counts_array
 from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights, Precision
@@ -28,6 +29,14 @@ class FinishedRound:
     training: BranchTraining
     validation: BranchCounts  # of the incoming weights
     update: PackedWeights
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What stays at the site between two rounds of a branch."""
+
+    optimiser: dict[str, Tensor]  # as of `optimiser_tensors`; empty: a fresh one
+    carry: Tensor | None  # what the updates lost to rounding; None at the start and in full precision
 
 
 class FinishedWork:
@@ -54,8 +63,13 @@ class FinishedWork:
         validation = branch_counts(self.branch, tensors["validation"].numpy())
         return FinishedRound(training, validation, update)
 
-    def keep(self, round_number: int, incoming: PackedWeights, finished: FinishedRound) -> None:
-        """Store a finished round, whole or not at all, and drop what is too old to be needed."""
+    def keep(
+        self, round_number: int, incoming: PackedWeights, finished: FinishedRound, went_on_from: int
+    ) -> None:
+        """Store a finished round, whole or not at all, and drop what is too old to be needed.
+
+        went_on_from: the round whose state it began with, which a site that is never taken in time needs on.
+        """
         update, training = finished.update, _TRAINING.dump_json(finished.training)
         tensors = {
             "training": torch.tensor(list(training), dtype=torch.uint8),
@@ -65,28 +79,31 @@ class FinishedWork:
             "integers": torch.tensor(update.integers),
         }
         _store(self._path("result", round_number, incoming.digest), tensors)
-        self._forget_before(round_number - ROUNDS_KEPT + 1)
+        self._forget_before(min(round_number - ROUNDS_KEPT + 1, went_on_from))
 
-    def optimiser_state(self, before_round: int) -> dict[str, Tensor] | None:
-        """The optimiser's tensors after the newest finished round before this one; None at the start."""
-        return self._newest("optimiser", before_round)
+    def state_after(self, round_number: int) -> KeptState:
+        """What a round goes on with, as it was after this one; a fresh start after round 0.
 
-    def carry(self, before_round: int) -> Tensor | None:
-        """What the updates before this round lost to rounding; None at the start and in full precision."""
-        tensors = self._newest("carry", before_round)
-        return None if tensors is None else tensors["floats"]
+        RefusedError WORK-STATE if it is damaged or gone: another state would silently give other weights.
+        """
+        if round_number == 0:
+            return KeptState({}, None)
+        tensors = _load(self._path("state", round_number, ""))
+        if tensors is None:
+            raise RefusedError(
+                "WORK-STATE",
+                f"what this site kept of {self.folder.name} after round {round_number} is damaged or gone",
+            )
+        carry = tensors.pop("carry", None)
+        return KeptState({name.removeprefix("optimiser/"): t for name, t in tensors.items()}, carry)
 
-    def keep_state(self, round_number: int, optimiser: dict[str, Tensor], carry: Tensor | None) -> None:
-        """Store what the next round goes on with: the optimiser's tensors and the rounding error."""
-        if carry is not None:
-            _store(self._path("carry", round_number, ""), {"floats": carry})
-        _store(self._path("optimiser", round_number, ""), optimiser)
-
-    def _newest(self, kind: str, before_round: int) -> dict[str, Tensor] | None:
-        for path in sorted(self.folder.glob(f"{kind}-*.safetensors"), reverse=True):
-            if _round_of(path) < before_round and (tensors := _load(path)) is not None:
-                return tensors
-        return None
+    def keep_state(self, round_number: int, state: KeptState) -> None:
+        """Store what the next round goes on with."""
+        tensors = {f"optimiser/{name}": tensor for name, tensor in state.optimiser.items()}
+        _store(
+            self._path("state", round_number, ""),
+            tensors | ({} if state.carry is None else {"carry": state.carry}),
+        )
 
     def _path(self, kind: str, round_number: int, digest: str) -> Path:
         suffix = f"-{digest[:16]}" if digest else ""
@@ -109,8 +126,8 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor] | None) -> None:
-    """Put back what `optimiser_tensors` took; None leaves a fresh optimiser."""
+def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimiser_tensors` took; nothing leaves a fresh optimiser."""
     if not tensors:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -128,14 +145,14 @@ def _round_of(path: Path) -> int:
 
 
 def _store(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole or not at all, also after a power cut: a file without its checksum is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
-    content_digest = _sha256(partial)
-    with partial.open("ab") as file:
-        os.fsync(file.fileno())
-    path.with_suffix(".sha256").write_text(content_digest)
+    sync(partial)
+    write_atomically(path.with_suffix(".sha256"), _sha256(partial).encode())
     partial.rename(path)
+    sync(path.parent)
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:

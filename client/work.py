@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -15,7 +15,7 @@ import torch
 from scipy.special import expit
 
 from client.branch_training import BranchTask, train_branch
-from client.finished_work import FinishedRound, FinishedWork
+from client.finished_work import FinishedRound, FinishedWork, KeptState
 from client.panels import draw_panels
 from client.policy import require_enough, withheld
 from client.preparation import PreparedEntry, count_left_out
@@ -48,7 +48,7 @@ from dsan_model.protocol import (
 )
 from dsan_model.sampling import Branch, group_counts
 from dsan_model.traffic import PackedWeights, pack_with_carry
-from dsan_model.training import Machine, batches, build_network, predict
+from dsan_model.training import Batch, Machine, batches, build_network, predict
 from dsan_model.weights import change
 
 PHASES = ("idle", "describing", "validating", "training", "evaluating", "fitting", "explaining")
@@ -170,7 +170,7 @@ def _round_of_branch(
         counts = score_counts(validation[branch], cases.validation.cases)
         training, update = _train(site, request, branch, cases.training, work)
         finished = FinishedRound(training, counts, update)
-        work.keep(request.round, incoming, finished)
+        work.keep(request.round, incoming, finished, request.goes_on_from)
     return finished
 
 
@@ -182,13 +182,12 @@ def _train(
     task = BranchTask(
         request.terms, site.config.name, branch, request.round, request.group_probabilities, incoming
     )
-    trained = train_branch(
-        task, samples, work.optimiser_state(request.round), site.machine, partial(_report, site, branch)
-    )
-    carry = work.carry(request.round)
-    update, left_over = pack_with_carry(change(trained.weights, incoming), request.terms.precision, carry)
-    work.keep_state(request.round, trained.optimiser, left_over)
-    return trained.training, update
+    kept = work.state_after(request.goes_on_from)
+    trained = train_branch(task, samples, kept.optimiser, site.machine, partial(_report, site, branch))
+    update = change(trained.weights, incoming)
+    packed, left_over = pack_with_carry(update, request.terms.precision, kept.carry)
+    work.keep_state(request.round, KeptState(trained.optimiser, left_over))
+    return trained.training, packed
 
 
 def _report(site: Site, branch: Branch, done: int, steps: int) -> None:
@@ -207,15 +206,23 @@ def _logits(
     phase: str,
 ) -> dict[Branch, npt.NDArray[np.float64]]:
     found = {}
-    for index, (branch, of_branch) in enumerate(weights.items()):
-        site.report(phase, index, len(weights), branch)
+    for branch, of_branch in weights.items():
         in_order = batches(samples, np.arange(len(samples)), terms.training.batch_size, site.machine)
-        found[branch] = predict(_network(site, terms, of_branch), in_order, site.machine)
+        steps = -(-len(samples) // terms.training.batch_size)
+        told = _told(in_order, lambda done: site.report(phase, done, steps, branch))  # noqa: B023  (used here)
+        found[branch] = predict(_network(site, terms, of_branch), told, site.machine)
         if np.isnan(found[branch]).any():
             raise RefusedError(
                 "MODEL-DIVERGED", f"{branch}: the network's output is NaN on cases of this site"
             )
     return found
+
+
+def _told(in_order: Iterable[Batch], report: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches, each told of when it is asked for: whoever watches sees that the work goes on."""
+    for done, batch in enumerate(in_order):
+        report(done)
+        yield batch
 
 
 def _ratio_counts(samples: CaseSamples) -> ScoreCounts:

@@ -124,6 +124,7 @@ class RoundRequest:
 
     terms: StudyTerms
     round: int  # from 1
+    goes_on_from: int  # the last round in which the site's reply was taken; 0: none
     group_probabilities: dict[SizeGroup, float]  # of size-balanced sampling, over all training sites
     weights: dict[Branch, PackedWeights]
 

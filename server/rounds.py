@@ -219,11 +219,12 @@ def _next_round(
     request = RoundRequest(
         terms=study.terms(),
         round=state.round + 1,
+        goes_on_from=0,
         group_probabilities=size_balanced_probabilities(enrolled.training_groups()),
         weights=outgoing(state, study),
     )
     gathered = _Gathered({branch: RunningMean() for branch in state.weights})
-    for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), RoundReply):
+    for outcome in exchange.ask(_for_each_site(request, state, enrolled), RoundReply):
         _take(gathered, outcome, request, enrolled, study)
     _count_absent(gathered, request.round, study, enrolled)
     append_round(run_folder, gathered.ledger())
@@ -239,6 +240,19 @@ def _next_round(
     following = _moved(state, gathered, study).after_round(record, gathered.validation)
     _tell(following, study)
     return following
+
+
+def _for_each_site(request: RoundRequest, state: RunState, enrolled: Enrolled) -> dict[str, RoundRequest]:
+    """The request of every training site: it goes on with its optimiser as of its last round that was taken.
+
+    Sites that were taken in the same round share one request, and so its encoded weights.
+    """
+    taken = {
+        site: max((record.round for record in state.history if site in record.training), default=0)
+        for site in enrolled.training
+    }
+    requests = {number: replace(request, goes_on_from=number) for number in set(taken.values())}
+    return {site: requests[number] for site, number in taken.items()}
 
 
 def _moved(state: RunState, gathered: _Gathered, study: StudyConfig) -> RunState:

@@ -10,9 +10,11 @@ from torch import nn
 from client.finished_work import (
     FinishedRound,
     FinishedWork,
+    KeptState,
     load_optimiser_tensors,
     optimiser_tensors,
 )
+from client.study_cases import RefusedError
 from dsan_model.cases import Case, Label, SizeGroup
 from dsan_model.metrics import score_counts
 from dsan_model.network import NetworkConfig, initial_state
@@ -67,34 +69,34 @@ def work(tmp_path: Path) -> FinishedWork:
 def test_a_finished_round_is_found_again_as_it_was(
     work: FinishedWork, seed: int, precision: Precision
 ) -> None:
-    work.keep(3, INCOMING, a_finished_round(seed, precision))
+    work.keep(3, INCOMING, a_finished_round(seed, precision), went_on_from=2)
     assert_same(work.find(3, INCOMING), a_finished_round(seed, precision))
 
 
 def test_what_was_not_finished_is_not_found(work: FinishedWork) -> None:
     assert work.find(1, INCOMING) is None
-    work.keep(3, INCOMING, a_finished_round(0))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
     assert work.find(2, INCOMING) is None
     assert work.find(3, OTHERS) is None  # the same round from other weights
 
 
 def test_every_study_and_branch_has_its_own_work(work: FinishedWork, tmp_path: Path) -> None:
-    work.keep(3, INCOMING, a_finished_round(0))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
     assert FinishedWork(tmp_path, STUDY, Branch.SS).find(3, INCOMING) is None
     assert FinishedWork(tmp_path, "cd" * 32, Branch.US).find(3, INCOMING) is None
     assert_same(FinishedWork(tmp_path, STUDY, Branch.US).find(3, INCOMING), a_finished_round(0))
 
 
 def test_the_same_round_from_two_incoming_weights_is_kept_twice(work: FinishedWork) -> None:
-    work.keep(3, INCOMING, a_finished_round(0))
-    work.keep(3, OTHERS, a_finished_round(1))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
+    work.keep(3, OTHERS, a_finished_round(1), went_on_from=2)
     assert_same(work.find(3, INCOMING), a_finished_round(0))
     assert_same(work.find(3, OTHERS), a_finished_round(1))
 
 
 def test_a_round_kept_again_replaces_the_one_before(work: FinishedWork) -> None:
-    work.keep(3, INCOMING, a_finished_round(0))
-    work.keep(3, INCOMING, a_finished_round(1))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
+    work.keep(3, INCOMING, a_finished_round(1), went_on_from=2)
     assert_same(work.find(3, INCOMING), a_finished_round(1))
 
 
@@ -123,61 +125,80 @@ def make_binary(path: Path) -> None:
 def test_a_damaged_round_is_not_found_and_can_be_kept_anew(
     work: FinishedWork, suffix: str, damage: Callable[[Path], None]
 ) -> None:
-    work.keep(3, INCOMING, a_finished_round(0))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
     (path,) = work.folder.glob(f"result-*{suffix}")
     damage(path)
     assert work.find(3, INCOMING) is None
-    work.keep(3, INCOMING, a_finished_round(1))
+    work.keep(3, INCOMING, a_finished_round(1), went_on_from=2)
     assert_same(work.find(3, INCOMING), a_finished_round(1))
 
 
 def test_what_a_killed_writer_left_is_not_a_finished_round(work: FinishedWork) -> None:
-    work.keep(3, INCOMING, a_finished_round(0))
+    work.keep(3, INCOMING, a_finished_round(0), went_on_from=2)
     (path,) = work.folder.glob("result-*.safetensors")
     path.rename(path.with_suffix(".partial"))
     assert work.find(3, INCOMING) is None
-    work.keep(3, INCOMING, a_finished_round(1))
+    work.keep(3, INCOMING, a_finished_round(1), went_on_from=2)
     assert_same(work.find(3, INCOMING), a_finished_round(1))
 
 
-def test_the_newest_three_rounds_are_kept_with_their_optimiser_states(work: FinishedWork) -> None:
+def test_the_newest_three_rounds_are_kept_with_their_states(work: FinishedWork) -> None:
     for number in range(1, 7):
-        work.keep_state(number, {"0/step": torch.tensor(float(number))}, torch.ones(2))
-        work.keep(number, INCOMING, a_finished_round(0))
+        work.keep_state(number, KeptState({"0/step": torch.tensor(float(number))}, torch.ones(2)))
+        work.keep(number, INCOMING, a_finished_round(0), went_on_from=number - 1)
     kept = [number for number in range(1, 7) if work.find(number, INCOMING)]
     assert kept == [4, 5, 6]
     assert sorted({path.name.split("-")[1][:4] for path in work.folder.iterdir()}) == ["0004", "0005", "0006"]
-    assert work.optimiser_state(before_round=4) is None
 
 
-# ---- optimiser states ----
+def test_a_site_that_is_never_taken_in_time_keeps_the_state_that_it_goes_on_from(work: FinishedWork) -> None:
+    for number in range(1, 9):
+        work.keep_state(number, KeptState({"0/step": torch.tensor(float(number))}, None))
+        work.keep(number, INCOMING, a_finished_round(0), went_on_from=min(number - 1, 2))
+    assert work.state_after(2).optimiser["0/step"].item() == 2.0
 
 
-def test_a_round_goes_on_with_the_optimiser_state_of_the_newest_round_before_it(work: FinishedWork) -> None:
-    assert work.optimiser_state(before_round=1) is None
+# ---- states ----
+
+
+def test_a_round_goes_on_with_the_state_of_the_round_that_it_is_told(work: FinishedWork) -> None:
     for number in (1, 2, 4):
-        work.keep_state(number, {"0/step": torch.tensor(float(number))}, None)
-    for before_round, expected in ((2, 1.0), (3, 2.0), (4, 2.0), (5, 4.0), (9, 4.0)):
-        state = work.optimiser_state(before_round)
-        assert state is not None
-        assert state["0/step"].item() == expected
+        work.keep_state(
+            number, KeptState({"0/step": torch.tensor(float(number))}, torch.full((3,), float(number)))
+        )
+    for number in (1, 2, 4):
+        state = work.state_after(number)
+        assert state.optimiser["0/step"].item() == number
+        assert state.carry is not None
+        assert state.carry.tolist() == [number] * 3
 
 
-def test_a_round_goes_on_with_the_rounding_error_of_the_newest_round_before_it(work: FinishedWork) -> None:
-    assert work.carry(before_round=1) is None
+def test_after_no_round_there_is_a_fresh_start(work: FinishedWork) -> None:
+    work.keep_state(1, KeptState({"0/step": torch.tensor(1.0)}, torch.ones(3)))
+    assert work.state_after(0) == KeptState({}, None)
+
+
+def test_a_state_without_optimiser_and_carry_is_a_state(work: FinishedWork) -> None:
+    work.keep_state(1, KeptState({}, None))
+    assert work.state_after(1) == KeptState({}, None)
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, tear, empty, make_binary, Path.unlink], ids=lambda damage: damage.__name__
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".sha256"])
+def test_a_state_that_is_damaged_or_gone_is_a_refusal_and_never_an_older_one(
+    work: FinishedWork, suffix: str, damage: Callable[[Path], None]
+) -> None:
     for number in (1, 2):
-        work.keep_state(number, {}, torch.full((3,), float(number)))
-    carries = [work.carry(before_round) for before_round in (2, 3, 9)]
-    assert [carry.tolist() for carry in carries if carry is not None] == [[1.0] * 3, [2.0] * 3, [2.0] * 3]
-
-
-def test_a_damaged_optimiser_state_falls_back_to_the_one_before(work: FinishedWork) -> None:
-    for number in (1, 2):
-        work.keep_state(number, {"0/step": torch.tensor(float(number))}, None)
-    flip_a_bit(work.folder / "optimiser-0002.safetensors")
-    state = work.optimiser_state(before_round=3)
-    assert state is not None
-    assert state["0/step"].item() == 1.0
+        work.keep_state(number, KeptState({"0/step": torch.tensor(float(number))}, torch.ones(3)))
+    damage(work.folder / f"state-0002{suffix}")
+    with pytest.raises(RefusedError) as caught:
+        work.state_after(2)
+    assert caught.value.code == "WORK-STATE"
+    assert work.state_after(1).optimiser["0/step"].item() == 1.0
+    work.keep_state(2, KeptState({"0/step": torch.tensor(2.0)}, None))  # the round trained again heals it
+    assert work.state_after(2).optimiser["0/step"].item() == 2.0
 
 
 def step(network: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
@@ -198,10 +219,10 @@ def trained(work: FinishedWork | None, optimiser_kind: str) -> FlatWeights:
     optimiser = make_optimiser(network, config)
     for seed in range(6):
         if seed == 3 and work is not None:
-            work.keep_state(1, optimiser_tensors(optimiser), None)
+            work.keep_state(1, KeptState(optimiser_tensors(optimiser), None))
             network = build_network(TINY, network.state_dict(), torch.device("cpu"))
             optimiser = make_optimiser(network, config)
-            load_optimiser_tensors(optimiser, work.optimiser_state(before_round=2))
+            load_optimiser_tensors(optimiser, work.state_after(1).optimiser)
         step(network, optimiser, seed)
     return flatten(network.state_dict())
 
@@ -213,8 +234,8 @@ def test_an_optimiser_goes_on_from_its_stored_state_bit_for_bit(work: FinishedWo
 
 def test_adam_without_its_state_would_go_on_otherwise(work: FinishedWork) -> None:
     class Forgetful(FinishedWork):
-        def optimiser_state(self, before_round: int) -> None:
-            return None
+        def state_after(self, round_number: int) -> KeptState:
+            return KeptState({}, None)
 
     forgetful = Forgetful(work.folder, STUDY, Branch.US)
     assert trained(forgetful, "adam").digest != trained(None, "adam").digest

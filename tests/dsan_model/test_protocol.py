@@ -104,7 +104,7 @@ ENSEMBLE = EnsembleWeights(0.96, 0.35)
 MESSAGES: list[Request | Reply] = [
     DescribeRequest(TERMS),
     DESCRIPTION,
-    RoundRequest(TERMS, 3, dict(zip(SizeGroup, (0.4, 0.2, 0.2, 0.2), strict=True)), WEIGHTS),
+    RoundRequest(TERMS, 3, 2, dict(zip(SizeGroup, (0.4, 0.2, 0.2, 0.2), strict=True)), WEIGHTS),
     RoundReply(
         "north",
         3,

@@ -68,6 +68,7 @@ REQUEST = RoundRequest(
         branches=(US, SS),
     ),
     round=4,
+    goes_on_from=1,
     group_probabilities={},
     weights={US: INCOMING, SS: INCOMING},
 )
