@@ -104,7 +104,7 @@ def _make(job: Job, source: MaskSource, path: Path) -> StoredCase:
         fix = "Segment the lungs again, or leave the case out."
         raise FindingError(Finding("IMAGE-LUNG-TINY", "error", "lung mask", message, fix, job.case.case_id))
     write_sketch(path, sketch_case(ct, masks.lung, masks.infection))  # first: what has a volume has a sketch
-    return write_volume(path, prepared, job.recipe, source.name, (*of_scan, *masks.findings))
+    return write_volume(path, prepared, job.recipe, source.names, (*of_scan, *masks.findings))
 
 
 def _files(case: CohortCase, source: MaskSource) -> tuple[Path, ...]:
@@ -112,7 +112,7 @@ def _files(case: CohortCase, source: MaskSource) -> tuple[Path, ...]:
 
 
 def _path(job: Job, source: MaskSource, digests: tuple[ContentDigest, ...]) -> Path:
-    key = volume_key(tuple(digest.sha256 for digest in digests), source.name, job.recipe)
+    key = volume_key(tuple(digest.sha256 for digest in digests), source.names, job.recipe)
     return volume_path(job.store, key)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
+from client.lung_audit import lps_view
 from client.volume_store import write_atomically
 
 WIDTH_PX = 210
@@ -56,7 +57,7 @@ def sketch_case(ct: sitk.Image, lung: sitk.Image, infection: sitk.Image) -> Case
 
     The planes are those with most infection, or with most lung where there is none.
     """
-    hu_DHW, lung_DHW, infection_DHW = (_lps_view(image) for image in (ct, lung, infection))
+    hu_DHW, lung_DHW, infection_DHW = (lps_view(image) for image in (ct, lung, infection))
     x_mm, y_mm, z_mm = _lps_extent_mm_xyz(ct)
     shown_DHW = infection_DHW if infection_DHW.any() else lung_DHW
     z, y = (_fullest(shown_DHW, axis) for axis in (0, 1))
@@ -93,15 +94,6 @@ def read_sketch(volume: Path) -> CaseSketch | None:
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _lps_view(image: sitk.Image) -> Array:
-    """The voxels as (z, y, x), each axis along the patient's nearest; lives as long as `image`."""
-    cosines = np.reshape(image.GetDirection(), (3, 3))
-    stored = np.argmax(np.abs(cosines), axis=1)
-    array: Array = sitk.GetArrayViewFromImage(image).transpose([2 - axis for axis in reversed(stored)])
-    steps = [-1 if cosines[lps, stored[lps]] < 0 else 1 for lps in (2, 1, 0)]
-    return array[tuple(slice(None, None, step) for step in steps)]
 
 
 def _lps_extent_mm_xyz(image: sitk.Image) -> tuple[float, ...]:

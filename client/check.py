@@ -4,6 +4,7 @@ Of scans and masks only headers are read, so that a cohort is judged in minutes;
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from client.cohort import CohortCase, count_lines, read_cohort
 from client.findings import Finding, FindingError
 from client.golden_case import golden_findings
 from client.machine_audit import Machine, machine_findings, read_machine
+from client.masks import mask_source
 from client.preparation import Progress
 from client.site import SiteConfig
 from client.worker_pool import WorkerDied, parallel_map
@@ -31,6 +33,7 @@ class SiteCheck:
     n_usable: int
     n_by_label: dict[Label, int]  # of the usable ones
     n_patients: int  # of the usable ones
+    n_by_masks: dict[str, int]  # of the usable ones, by what makes their masks
     findings: tuple[Finding, ...]
     seconds: float
 
@@ -58,6 +61,7 @@ def check_site(site: SiteConfig, progress: Callable[[Progress], None] | None = N
         len(usable),
         {label: sum(case.label is label for case in usable) for label in Label},
         len({case.patient_id for case in usable}),
+        Counter(str(mask_source(case, site.segmentation).names) for case in usable),
         findings,
         time.monotonic() - started,
     )

@@ -1,5 +1,6 @@
 """The result of `check` as text and as JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def check_text(check: SiteCheck, config: Path) -> str:
         f"golden    {'as expected' if is_golden else 'WRONG'} on {machine.device}",
         f"cohort    {check.n_usable} of {check.n_listed} cases usable by their headers "
         f"({labels}; {check.n_patients} patients), looked at in {duration_text(check.seconds)}",
+        f"masks     {masks_text(check.n_by_masks)}",
         "",
         findings_text(check.findings),
         "",
@@ -44,11 +46,19 @@ def check_json(check: SiteCheck) -> dict[str, Any]:
             "usable": check.n_usable,
             "patients": check.n_patients,
             **{label.value: n for label, n in check.n_by_label.items()},
+            "masks": check.n_by_masks,
         },
         "findings": [asdict(finding) for finding in check.findings],
         "groups": [asdict(group) for group in group_findings(check.findings)],
         "seconds": round(check.seconds, 3),
     }
+
+
+def masks_text(n_by_masks: Mapping[str, int]) -> str:
+    """What makes the masks of how many cases; those of different segmenters do not compare."""
+    counts = "; ".join(f"{n} {masks}" for masks, n in sorted(n_by_masks.items()))
+    several = " (ratios of different segmenters do not compare)" if len(n_by_masks) > 1 else ""
+    return f"{counts or 'none'}{several}"
 
 
 def next_step(check: SiteCheck, config: Path) -> str:

@@ -153,7 +153,7 @@ def check(config: Config = Path("site.toml"), as_json: AsJson = False) -> None:
 
 
 @app.command()
-def prepare(config: Config = Path("site.toml"), workers: Workers = None) -> None:
+def prepare(config: Config = Path("site.toml"), workers: Workers = None, as_json: AsJson = False) -> None:
     """Prepare every case of the cohort, and draw the page on which to look at them.
 
     What was prepared before is found again; a run that was ended goes on where it was. Bad cases are left
@@ -164,7 +164,7 @@ def prepare(config: Config = Path("site.toml"), workers: Workers = None) -> None
     """
     with _coded_exit():
         from client.preparation import prepare_cohort
-        from client.preparation_report import preparation_text
+        from client.preparation_report import preparation_json, preparation_text
         from client.qc_page import write_qc_page
         from client.site import read_site
         from client.terminal import progress_shown
@@ -173,8 +173,10 @@ def prepare(config: Config = Path("site.toml"), workers: Workers = None) -> None
         with progress_shown("preparing cases") as (progress,):
             result = prepare_cohort(site, workers, progress)
         page = write_qc_page(site, result)
-        _print(preparation_text(result, page, config))
-        raise typer.Exit(EXIT_BAD_DATA if result.n_left_out else 0)
+        code = EXIT_BAD_DATA if result.n_left_out or not result.entries else 0
+        table = preparation_json(result, site.name, page, code)
+        _print(json.dumps(table, indent=1) if as_json else preparation_text(result, page, config))
+        raise typer.Exit(code)
 
 
 @app.command(name="import")

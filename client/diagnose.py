@@ -21,7 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from client.findings import Finding, FindingError
 from client.images import check_masks, read_ct, read_mask
-from client.masks import GIVEN
+from client.mask_names import GIVEN
+from client.masks import audit_fit
 from client.model_package import ModelPackage, read_model_package
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
 from dsan_model.ensemble import BAND, ensemble_probability
@@ -155,7 +156,7 @@ def _diagnose(model: Model, scan: Scan) -> Diagnosis:
         ct, of_scan = read_ct(scan.image, None, scan.max_slice_thickness_mm)
     with _timed(seconds, "masks"):
         lung, infection = _masks(scan, ct)
-        of_masks = check_masks(lung.mask, infection.mask, None)
+        of_masks = check_masks(lung.mask, infection.mask, None) + audit_fit(ct, lung, infection, None)
     with _timed(seconds, "prepare"):
         prepared = _prepared(model, ct, lung.mask, infection.mask)
     volume_DHW = torch.from_numpy(prepared.volume_DHW)

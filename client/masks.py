@@ -13,10 +13,10 @@ from client import segmentation
 from client.cohort import CohortCase
 from client.findings import Finding, FindingError
 from client.images import check_masks, read_mask
+from client.lung_audit import audit_given_infection, audit_given_lungs
+from client.mask_names import GIVEN, MaskNames
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
 from client.site import SegmentationTable
-
-GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class MaskSource:
 
     lung_file: Path | None  # None: by segment_lungs
     infection_file: Path | None  # None: by estimate_infection
-
-    @property
-    def name(self) -> str:
-        """ "given", or where each of the two comes from."""
-        return _name(self.lung_file is not None, self.infection_file is not None)
+    names: MaskNames
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,12 +48,22 @@ def mask_source(case: CohortCase, chosen: SegmentationTable) -> MaskSource:
         raise _no_mask(case, "lung_mask", 'lungs = "classical"')
     if case.infection_mask is None and chosen.infection == GIVEN:
         raise _no_mask(case, "infection_mask", 'infection = "crude"')
-    return MaskSource(case.lung_mask, case.infection_mask)
+    names = names_without_files(chosen)
+    return MaskSource(
+        case.lung_mask,
+        case.infection_mask,
+        MaskNames(
+            GIVEN if case.lung_mask else names.lungs, GIVEN if case.infection_mask else names.infection
+        ),
+    )
 
 
-def sources_without_files(chosen: SegmentationTable) -> str:
-    """Where the masks of a case come from that names none, versions included."""
-    return _name(chosen.lungs == GIVEN, chosen.infection == GIVEN)
+def names_without_files(chosen: SegmentationTable) -> MaskNames:
+    """What makes the masks of a case that names none."""
+    return MaskNames(
+        GIVEN if chosen.lungs == GIVEN else segmentation.LUNGS,
+        GIVEN if chosen.infection == GIVEN else segmentation.INFECTION,
+    )
 
 
 def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMasks:
@@ -65,7 +71,18 @@ def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMask
     lung = _lung(case, source, ct)
     infection = _infection(case, source, ct, lung.mask)
     findings = check_masks(lung.mask, infection.mask, case.case_id)
-    return CaseMasks(lung.mask, infection.mask, (*lung.findings, *infection.findings, *findings))
+    of_fit = audit_fit(ct, lung, infection, case.case_id)
+    return CaseMasks(lung.mask, infection.mask, (*lung.findings, *infection.findings, *findings, *of_fit))
+
+
+def audit_fit(
+    ct: sitk.Image, lung: Segmentation, infection: Segmentation, case_id: str | None
+) -> tuple[Finding, ...]:
+    """Warnings about given masks that do not fit their scan; FindingError for what cannot be its lungs."""
+    of_lung = audit_given_lungs(ct, lung.mask, case_id) if lung.source == GIVEN else ()
+    if infection.source != GIVEN:
+        return of_lung
+    return (*of_lung, *audit_given_infection(ct, lung.mask, infection.mask, case_id))
 
 
 def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image) -> Segmentation:
@@ -78,14 +95,6 @@ def _infection(case: CohortCase, source: MaskSource, ct: sitk.Image, lung: sitk.
     if source.infection_file is None:
         return estimate_infection(ct, lung, case.case_id)
     return Segmentation(read_mask(source.infection_file, ct, case.case_id, "infection mask"), GIVEN, ())
-
-
-def _name(is_lung_given: bool, is_infection_given: bool) -> str:
-    if is_lung_given and is_infection_given:
-        return GIVEN
-    lungs = GIVEN if is_lung_given else segmentation.LUNGS
-    infection = GIVEN if is_infection_given else segmentation.INFECTION
-    return f"lungs {lungs}, infection {infection}"
 
 
 def _no_mask(case: CohortCase, column: str, setting: str) -> FindingError:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from client.case_preparation import DISK_FULL, Job, Outcome, failed, finished_be
 from client.cohort import CohortCase, count_lines, read_cohort
 from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
 from client.findings import Finding, FindingError
-from client.masks import sources_without_files
+from client.mask_names import MaskNames
+from client.masks import names_without_files
 from client.site import SiteConfig
 from client.volume_store import (
     StoredCase,
@@ -37,7 +38,7 @@ from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Case, Label
 from dsan_model.preprocessing import Recipe
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 SPARE_DISK_BYTES = 16 << 20  # for the index and the file system itself
 
 _INDEX = "index.json"
@@ -62,6 +63,7 @@ class PreparedEntry:
 
     case: Case
     path: Path
+    masks: MaskNames
     age: float | None  # years
     sex: str | None  # "F" or "M"
     acquired_on: date | None
@@ -132,7 +134,7 @@ def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
         entries = tuple(_entry_from(row, site.store_folder) for row in index["cases"])
         is_same_cohort = index["cohort_digest"] == _cohort_digest(site)
         is_same_recipe = index["recipe_digest"] == site.preprocessing_recipe.digest
-        are_same_masks = index["masks"] == sources_without_files(site.segmentation)
+        are_same_masks = index["masks"] == str(names_without_files(site.segmentation))
     except FileNotFoundError:
         raise _not_ready("PREPARE-NOTHING", "this cohort was never prepared to its end") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -274,7 +276,7 @@ def _write_index(
         "format_version": INDEX_FORMAT,
         "cohort_digest": cohort_digest,
         "recipe_digest": site.preprocessing_recipe.digest,
-        "masks": sources_without_files(site.segmentation),
+        "masks": str(names_without_files(site.segmentation)),
         "left_out": Counter(finding.code for finding in findings if finding.severity == "error"),
         "cases": [_row(entry) for entry in entries],
     }
@@ -283,16 +285,19 @@ def _write_index(
 
 def _entry(listed: CohortCase, stored: StoredCase) -> PreparedEntry:
     case = Case(listed.case_id, listed.patient_id, listed.label, stored.infection_ratio)
-    return PreparedEntry(case, stored.path, listed.age, listed.sex, listed.acquired_on, listed.scanner)
+    return PreparedEntry(
+        case, stored.path, stored.masks, listed.age, listed.sex, listed.acquired_on, listed.scanner
+    )
 
 
-def _row(entry: PreparedEntry) -> dict[str, str | float | None]:
+def _row(entry: PreparedEntry) -> dict[str, Any]:
     return {
         "case_id": entry.case.case_id,
         "patient_id": entry.case.patient_id,
         "label": str(entry.case.label),
         "infection_ratio": entry.case.infection_ratio,
         "key": entry.path.stem,
+        "masks": asdict(entry.masks),
         "age": entry.age,
         "sex": entry.sex,
         "acquired_on": entry.acquired_on.isoformat() if entry.acquired_on else None,
@@ -304,6 +309,7 @@ def _entry_from(row: dict[str, Any], store: Path) -> PreparedEntry:
     return PreparedEntry(
         Case(row["case_id"], row["patient_id"], Label(row["label"]), float(row["infection_ratio"])),
         volume_path(store, row["key"]),
+        MaskNames(**row["masks"]),
         row["age"],
         row["sex"],
         date.fromisoformat(row["acquired_on"]) if row["acquired_on"] else None,

@@ -1,11 +1,15 @@
-"""The result of `prepare` as text."""
+"""The result of `prepare` as text and as JSON."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from client.finding_table import findings_text
+from client.finding_table import findings_text, group_findings
 from client.preparation import PreparationResult
 from client.terminal import duration_text
 from dsan_model.cases import Label, SizeGroup
+
+PREPARATION_FORMAT = 1
 
 
 def preparation_text(result: PreparationResult, page: Path, config: Path) -> str:
@@ -25,6 +29,30 @@ def preparation_text(result: PreparationResult, page: Path, config: Path) -> str
         f"next: {_next(result, page, config)}",
     ]
     return "\n".join(lines)
+
+
+def preparation_json(result: PreparationResult, site: str, page: Path, exit_code: int) -> dict[str, Any]:
+    """The same for programs; `exit_code` is that of the command."""
+    return {
+        "format_version": PREPARATION_FORMAT,
+        "site": site,
+        "exit_code": exit_code,
+        "listed": result.n_listed,
+        "new": result.n_new,
+        "cases": [
+            {
+                "case_id": entry.case.case_id,
+                "label": entry.case.label,
+                "infection_ratio": entry.case.infection_ratio,
+                "masks": asdict(entry.masks),
+            }
+            for entry in result.entries
+        ],
+        "page": str(page),
+        "findings": [asdict(finding) for finding in result.findings],
+        "groups": [asdict(group) for group in group_findings(result.findings)],
+        "seconds": round(result.seconds, 3),
+    }
 
 
 def _next(result: PreparationResult, page: Path, config: Path) -> str:

@@ -3,7 +3,7 @@
 Above the cases the cohort's part of Table I and of Fig. 1. One file without scripts or outside resources.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -76,6 +76,7 @@ def qc_html(site: SiteConfig, result: PreparationResult) -> str:
         },
         groups=group_findings(result.findings),
         table1=demographics(result.entries),
+        n_by_masks=Counter(str(entry.masks) for entry in result.entries),
         ratio_histogram=Markup(ratio_histogram_svg([entry.case for entry in result.entries])),
         colours=[(label, colour) for label, colour in COLOUR.items()],
     )

@@ -17,19 +17,17 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from client.findings import Finding, FindingError
+from client.lung_audit import AIR_BELOW_HU, MIN_LUNG_SHARE, cut_findings, one_lung_findings
 
 LUNGS = "classical-1"
 INFECTION = "crude-1"
 
 COARSE_MM = 2.0
-AIR_BELOW_HU = -400  # half way between lung and soft tissue
 HAZE_BELOW_HU = -200  # dense ground glass, if it is thick; fat is -120 to -60
 BODY_ABOVE_HU = -300
 GAS_BELOW_HU = -965  # the median inside stomach and bowel is -975 to -995; lungs, emphysema too, are denser
 CLOSING_MM = 8.0
 MIN_PIECE_ML, MIN_LUNGS_ML = 40.0, 400.0
-MIN_LUNG_SHARE = 0.12  # of both lungs' volume; the smaller lung has 0.4 to 0.5 in health
-MAX_CUT_CM2 = 10.0  # of lung on the first or last slice
 
 AIRWAY_BELOW_HU = -700  # at -400 the thin wall of the trachea would have holes on the coarse grid
 TRACHEA_MM2 = (60.0, 700.0)  # its cross-section; also the most that a branch has
@@ -44,8 +42,6 @@ SOLID_HU = -200.0
 HAZE_RADIUS_MM, SOLID_RADIUS_MM = 4.0, 6.0  # what a ball of this size does not fit into is a vessel
 RIM_MM = 2.0  # of the lung mask: partial volume with the chest wall
 MIN_LESION_ML = 0.3
-
-_FIX_MASK = "Name a lung mask in cohort.csv, or leave the case out."
 
 Hu = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -78,7 +74,11 @@ def segment_lungs(ct: sitk.Image, case_id: str | None = None) -> Segmentation:
         fix = "Check that the scan shows a chest and that its values are HU."
         raise FindingError(Finding("SEG-NO-LUNGS", "error", "scan", message, fix, case_id))
     lungs_DHW = right_DHW | left_DHW
-    findings = (*_one_lung_findings(right_ml, left_ml, case_id), *_cut_findings(lungs_DHW, case_id))
+    top_cm2, bottom_cm2 = (float(lungs_DHW[z].sum()) * COARSE_MM**2 / 100 for z in (-1, 0))
+    findings = (
+        *one_lung_findings(right_ml, left_ml, LUNGS, case_id),
+        *cut_findings(top_cm2, bottom_cm2, case_id),
+    )
     return Segmentation(_onto_scan(lungs_DHW, coarse, ct), LUNGS, findings)
 
 
@@ -266,27 +266,6 @@ def _lesions(hu_DHW: Hu, lung_DHW: Mask, threshold_hu: float) -> Mask:
 
 
 # ---- findings ----
-
-
-def _one_lung_findings(right_ml: float, left_ml: float, case_id: str | None) -> tuple[Finding, ...]:
-    if min(right_ml, left_ml) >= MIN_LUNG_SHARE * (right_ml + left_ml):
-        return ()
-    missing = "right" if right_ml < left_ml else "left"
-    found = f"{right_ml:.0f} ml were found on the right, {left_ml:.0f} ml on the left"
-    message = f"the {missing} lung is missing: {found}"
-    fix = f"Look at the case: a lung without air is not found by {LUNGS}. {_FIX_MASK}"
-    return (Finding("SEG-ONE-LUNG", "warning", "scan", message, fix, case_id),)
-
-
-def _cut_findings(lungs_DHW: Mask, case_id: str | None) -> tuple[Finding, ...]:
-    cuts = {end: float(lungs_DHW[z].sum()) * COARSE_MM**2 / 100 for end, z in (("top", -1), ("bottom", 0))}
-    cut = {end: area_cm2 for end, area_cm2 in cuts.items() if area_cm2 > MAX_CUT_CM2}
-    if not cut:
-        return ()
-    where = " and ".join(f"the {end} ({area_cm2:.0f} cm2 on the last slice)" for end, area_cm2 in cut.items())
-    message = f"the lungs are cut off at {where}; volumes and the infection ratio are of a part"
-    fix = "Use a series that covers the lungs."
-    return (Finding("SEG-LUNGS-CUT", "warning", "scan", message, fix, case_id),)
 
 
 def _crude_finding(threshold_hu: float, case_id: str | None) -> Finding:

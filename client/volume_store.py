@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from client.findings import Finding, FindingError
+from client.mask_names import MaskNames
 from dsan_model.preprocessing import PreparedCase, Recipe
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 _FIX_PREPARE = "Delete the file and run `dsan-client prepare` again."
 
 
@@ -34,13 +35,13 @@ class StoredCase:
     lung_volume_ml: float
     scale_factor: float
     recipe_digest: str
-    mask_source: str  # where the masks came from, e.g. "given"
+    masks: MaskNames
     findings: tuple[Finding, ...]  # the warnings about the scan and its masks
 
 
-def volume_key(input_digests: tuple[str, ...], mask_source: str, recipe: Recipe) -> str:
+def volume_key(input_digests: tuple[str, ...], masks: MaskNames, recipe: Recipe) -> str:
     """Name (hex) of the volume made from these inputs: same content and same recipe, same name."""
-    return hashlib.sha256(" ".join((*input_digests, mask_source, recipe.digest)).encode()).hexdigest()
+    return hashlib.sha256(" ".join((*input_digests, str(masks), recipe.digest)).encode()).hexdigest()
 
 
 def volume_path(store: Path, key: str) -> Path:
@@ -54,7 +55,7 @@ def volume_bytes(recipe: Recipe) -> int:
 
 
 def write_volume(
-    path: Path, prepared: PreparedCase, recipe: Recipe, mask_source: str, findings: tuple[Finding, ...]
+    path: Path, prepared: PreparedCase, recipe: Recipe, masks: MaskNames, findings: tuple[Finding, ...]
 ) -> StoredCase:
     """Store a prepared case at `path`. Raises OSError, leaving nothing behind, if the disk is full."""
     tensors: dict[str, npt.NDArray[np.generic]] = {
@@ -68,7 +69,7 @@ def write_volume(
         "lung_volume_ml": prepared.lung_volume_ml,
         "scale_factor": prepared.scale_factor,
         "recipe_digest": recipe.digest,
-        "mask_source": mask_source,
+        "masks": asdict(masks),
         "findings": [asdict(finding) for finding in findings],
     }
     content = save(tensors, {"case": json.dumps(header)})  # one entry: safetensors shuffles several
@@ -96,7 +97,7 @@ def read_stored_case(path: Path) -> StoredCase:
             header["lung_volume_ml"],
             header["scale_factor"],
             header["recipe_digest"],
-            header["mask_source"],
+            MaskNames(**header["masks"]),
             tuple(Finding(**finding) for finding in header["findings"]),
         )
     except FileNotFoundError:

@@ -81,6 +81,8 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
         left_out=count_left_out(site.config),
         withheld=kept,
         golden_case=_golden_result(site.machine.device),
+        lung_masks=Counter(entry.masks.lungs for entry in cases.all.entries),
+        infection_masks=Counter(entry.masks.infection for entry in cases.all.entries),
     )
 
 

@@ -116,6 +116,8 @@ class SiteDescription:
     left_out: dict[str, int]  # cases that could not be prepared, by the code of the finding
     withheld: tuple[Statistic, ...]  # by the site's policy: they are zero or empty
     golden_case: GoldenResult  # what the site's machine computes
+    lung_masks: dict[str, int]  # cases by what made their lung mask: "given", "classical-1"
+    infection_masks: dict[str, int]  # likewise; ratios of different segmenters do not compare
 
 
 @dataclass(frozen=True)

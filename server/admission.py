@@ -22,6 +22,8 @@ from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights
 from server.study import SITE_NAME
 
+MASK_NAME = r"[a-z][a-z0-9.+-]{0,47}"  # what made a mask, with its version: "classical-1"
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -128,6 +130,17 @@ def reject_description(description: SiteDescription) -> Rejection | None:
         len(row.ages) != AGES for row in description.demographics
     ):
         return Rejection("SITE-COUNTS", f"demographics are not {AGES} ages of each class")
+    return _reject_mask_counts(description)
+
+
+def _reject_mask_counts(description: SiteDescription) -> Rejection | None:
+    """The names are shown in the report, so they are names of methods and no other text."""
+    n_cases = sum((*description.training_groups.values(), *description.validation_groups.values()))
+    for counts in (description.lung_masks, description.infection_masks):
+        if not all(re.fullmatch(MASK_NAME, name) and n > 0 for name, n in counts.items()):
+            return Rejection("SITE-COUNTS", "the makers of masks are not short names with their cases")
+        if sum(counts.values()) != n_cases:
+            return Rejection("SITE-COUNTS", f"masks of {sum(counts.values())} cases of {n_cases}")
     return None
 
 

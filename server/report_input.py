@@ -69,6 +69,8 @@ class Site(_Part):
     rounds_required: int
     complete: bool | None = None  # whether it delivered all that was asked of it; None: not said
     left_out: dict[str, int] = {}  # cases that could not be prepared, by the code of the finding
+    lung_masks: dict[str, int] = {}  # cases by what made their lung mask
+    infection_masks: dict[str, int] = {}
 
 
 class SiteFailure(_Part):

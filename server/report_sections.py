@@ -1,7 +1,7 @@
 """The sections of the report, in the order of the page; one without its data says why it is left out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from dsan_model.sampling import Branch
 from server.ledger import LedgerEntry
@@ -38,6 +38,7 @@ from server.report_tables import (
     effort_table,
     ensemble_table,
     headline_table,
+    mask_table,
     missed_table,
     sampling_table,
     shrunk_table,
@@ -314,7 +315,28 @@ def _participation(run: RunFolder) -> Section:
     blocks += _matrices(taken)
     blocks += [missed_table(missed)] if missed else [Note("No contribution is lacking.", "good")]
     blocks.append(effort_table(run))
+    blocks += _masks(run.results.sites)
     return Section(anchor, title, tuple(blocks))
+
+
+def _masks(sites: Sequence[Site]) -> list[Block]:
+    """Who segments how, and a warning where the infection ratios of the study do not compare."""
+    described = [site for site in sites if site.lung_masks or site.infection_masks]
+    if not described:
+        return []
+    makers = {kind for site in described for kind in _mask_kinds(site)}
+    if len(makers) == len({mask for mask, _ in makers}):
+        return [mask_table(described)]
+    text = (
+        "Masks of this study come from different segmenters: infection ratios, and with them size groups "
+        "and the choice of the ensemble weight, do not compare between them."
+    )
+    return [Note(text, "warning"), mask_table(described)]
+
+
+def _mask_kinds(site: Site) -> Iterator[tuple[str, str]]:
+    yield from (("lungs", name) for name in site.lung_masks)
+    yield from (("infection", name) for name in site.infection_masks)
 
 
 def _matrices(taken: Participation) -> list[Matrix]:

@@ -342,6 +342,23 @@ def missed_table(missed: Sequence[Missed]) -> Table:
     return Table((header,), rows, look="words")
 
 
+def mask_table(sites: Sequence[Site]) -> Table:
+    """What made the masks of each site's cases, with its version, and of how many."""
+    header = (Head("Site"), Head("Lung masks"), Head("Infection masks"))
+    rows = tuple(
+        Row(
+            (Head(site.name, is_site=True),),
+            (Cell(_makers(site.lung_masks)), Cell(_makers(site.infection_masks))),
+        )
+        for site in sites
+    )
+    return Table((header,), rows, look="words")
+
+
+def _makers(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count_text(n)})" for name, n in sorted(counts.items())) or "not said"
+
+
 def effort_table(run: RunFolder) -> Table:
     """Accepted work of each site over the study, from the ledger."""
     header = (

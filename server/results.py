@@ -151,6 +151,8 @@ def _site(site: str, role: str, enrolled: Enrolled, completed: int, required: in
         "rounds_required": required,
         "complete": complete,
         "left_out": dict(description.left_out) if description else {},
+        "lung_masks": dict(description.lung_masks) if description else {},
+        "infection_masks": dict(description.infection_masks) if description else {},
         "versions": dict(description.versions) if description else {},
     }
 

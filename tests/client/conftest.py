@@ -1,4 +1,4 @@
-"""Makes tests/client/dicom_factory.py importable by name: there are no packages under tests."""
+"""Makes the factories beside the tests importable by name: there are no packages under tests."""
 
 import importlib.util
 import sys
@@ -20,6 +20,8 @@ def _load(name: str) -> ModuleType:
 
 _FACTORY = _load("dicom_factory")
 _COHORTS = _load("cohort_factory")
+for _name in ("image_factory", "table_factory", "package_factory", "shared_bad"):
+    _load(_name)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def test_a_good_site_has_no_findings(cohort_factory: ModuleType, tmp_path: Path)
     assert result.findings == ()
     assert (result.n_listed, result.n_usable, result.n_patients) == (3, 3, 3)
     assert result.n_by_label == {Label.COVID: 1, Label.CAP: 2}
+    assert result.n_by_masks == {"given": 3}
     assert exit_code(result.findings) == 0
     assert check_text(result, CONFIG).endswith("next: dsan-client prepare --config site.toml")
 
@@ -76,7 +77,9 @@ def test_a_mask_that_the_site_segments_itself_is_not_missing(
     cohort_factory.write_case(tmp_path, "c0")
     settings = '[segmentation]\nlungs = "classical"\ninfection = "crude"\n'
     bare = cohort_factory.line("c0", lung_mask="", infection_mask="")
-    assert check_site(cohort_factory.write_site(tmp_path, bare, settings=settings)).findings == ()
+    result = check_site(cohort_factory.write_site(tmp_path, bare, settings=settings))
+    assert result.findings == ()
+    assert "masks     1 lungs classical-1, infection crude-1" in check_text(result, CONFIG)
 
 
 def test_a_table_that_cannot_be_read_is_a_finding(cohort_factory: ModuleType, tmp_path: Path) -> None:
@@ -130,7 +133,14 @@ def test_the_json_has_every_finding_and_its_groups(cohort_factory: ModuleType, t
     result = check_site(cohort_factory.write_site(tmp_path, *lines))
     table = json.loads(json.dumps(check_json(result)))
     assert table["exit_code"] == 65
-    assert table["cohort"] == {"listed": 8, "usable": 1, "patients": 1, "COVID-19": 0, "CAP": 1}
+    assert table["cohort"] == {
+        "listed": 8,
+        "usable": 1,
+        "patients": 1,
+        "COVID-19": 0,
+        "CAP": 1,
+        "masks": {"given": 1},
+    }
     group = table["groups"][0]
     assert group["code"] == "COHORT-MISSING"
     assert (group["count"], group["n_cases"], group["first_cases"]) == (21, 7, [f"x{i}" for i in range(5)])

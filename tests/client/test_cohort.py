@@ -1,15 +1,21 @@
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import pytest
+from table_factory import (
+    BAD_LINES,
+    BAD_SHAPES,
+    BAD_TABLES,
+    BAD_TWINS,
+    GOOD,
+    HEADER,
+    BadLine,
+    BadTable,
+)
 
 from client.cohort import COLUMNS, CohortCase, count_lines, read_cohort
 from client.findings import Finding, FindingError
 from dsan_model.cases import Label
-
-HEADER = ",".join(COLUMNS)
-NEXT_WEEK = date.today() + timedelta(days=7)
-GOOD = "good,p0,CAP,ct/good.nii.gz,,,,,,"
 
 
 @pytest.fixture
@@ -113,28 +119,15 @@ def test_lines_are_counted_whether_usable_or_not(folder: Path) -> None:
 # ---- what is wrong with the table ----
 
 
-@pytest.mark.parametrize(
-    ("content", "code", "says"),
-    [
-        (b"", "COHORT-EMPTY-FILE", "empty"),
-        (b" \n\r\n", "COHORT-EMPTY-FILE", "empty"),
-        (HEADER.encode("utf-16"), "COHORT-ENCODING", "UTF-16"),
-        (HEADER.encode("utf-16-le"), "COHORT-ENCODING", "UTF-16"),
-        (f"{HEADER}\n{GOOD}\nx,M\xfcller,CAP,ct/a.nii.gz,,,,,,".encode("latin-1"), "COHORT-ENCODING", "0xfc"),
-        (HEADER.replace(",", ";").encode(), "COHORT-SEPARATOR", "';'"),
-        (HEADER.replace(",", "\t").encode(), "COHORT-SEPARATOR", r"'\t'"),
-        (HEADER.replace(",label", "").encode(), "COHORT-COLUMNS", "column label is missing"),
-        (f"{HEADER},label".encode(), "COHORT-COLUMNS", "column label is there twice"),
-        (HEADER.replace("label", "lable").encode(), "COHORT-COLUMNS", "'lable', which is none"),
-        (f"{HEADER},ward".encode(), "COHORT-COLUMNS", "column 11 is called 'ward'"),
-        (f'{HEADER}\n{GOOD}\na,"p1,CAP,ct/a.nii.gz,,,,,,\n'.encode(), "COHORT-QUOTES", ""),
-    ],
-)  # fmt: skip
-def test_a_file_that_is_no_such_table_is_refused(folder: Path, content: bytes, code: str, says: str) -> None:
-    (folder / "cohort.csv").write_bytes(content)
-    finding = refusal(folder / "cohort.csv")
-    assert (finding.code, finding.severity) == (code, "error")
-    assert says in finding.message
+@pytest.mark.parametrize("bad", BAD_TABLES, ids=lambda bad: bad.name)
+def test_a_file_that_is_no_such_table_is_refused(folder: Path, bad: BadTable) -> None:
+    (folder / "cohort.csv").write_bytes(bad.content)
+    if bad.code == "COHORT-NO-CASE":
+        _, (finding,) = read_cohort(folder / "cohort.csv")
+    else:
+        finding = refusal(folder / "cohort.csv")
+    assert (finding.code, finding.severity) == (bad.code, "error")
+    assert bad.says in finding.message
 
 
 def test_an_encoding_error_and_an_open_quote_name_their_line(folder: Path) -> None:
@@ -157,75 +150,33 @@ def test_all_faults_of_a_header_are_named_at_once(folder: Path) -> None:
     assert all(part in message for part in ("label is missing", "sex is missing", "'lable'", "'gender'"))
 
 
-def test_a_table_without_cases_is_found_out(folder: Path) -> None:
-    cases, (finding,) = read_cohort(cohort(folder))
-    assert cases == ()
-    assert (finding.code, finding.severity) == ("COHORT-NO-CASE", "error")
-
-
 # ---- what is wrong with a line ----
 
 
-@pytest.mark.parametrize(
-    ("line", "column", "code", "says"),
-    [
-        (",p1,CAP,ct/a.nii.gz,,,,,,", "case_id", "COHORT-EMPTY", "empty"),
-        ("a,,CAP,ct/a.nii.gz,,,,,,", "patient_id", "COHORT-EMPTY", "empty"),
-        ("a,p1,,ct/a.nii.gz,,,,,,", "label", "COHORT-EMPTY", "empty"),
-        ("a,p1,CAP,,,,,,,", "image", "COHORT-EMPTY", "empty"),
-        ("a,p1,covid-19,ct/a.nii.gz,,,,,,", "label", "COHORT-LABEL", "did you mean COVID-19?"),
-        ("a,p1,COVID,ct/a.nii.gz,,,,,,", "label", "COHORT-LABEL", "did you mean COVID-19?"),
-        ("a,p1,Cap,ct/a.nii.gz,,,,,,", "label", "COHORT-LABEL", "did you mean CAP?"),
-        ("a,p1,1,ct/a.nii.gz,,,,,,", "label", "COHORT-LABEL", "'1' is not a label"),
-        ("a,p1,CAP,ct/none.nii.gz,,,,,,", "image", "COHORT-MISSING", "ct/none.nii.gz"),
-        ("a,p1,CAP,ct/a.nii.gz,dicom,,,,,", "lung_mask", "COHORT-MISSING", "no file 'dicom'"),
-        ("a,p1,CAP,ct/a.nii.gz,,ct/none.nii.gz,,,,", "infection_mask", "COHORT-MISSING", "none"),
-        ("a,p1,CAP,../outside.nii.gz,,,,,,", "image", "COHORT-PATH", "leads out"),
-        ("a,p1,CAP,ct/../../outside.nii.gz,,,,,,", "image", "COHORT-PATH", "leads out"),
-        ("a,p1,CAP,out.nii.gz,,,,,,", "image", "COHORT-PATH", "leads out"),
-        ("a,p1,CAP,ct/a.nii.gz,out.nii.gz,,,,,", "lung_mask", "COHORT-PATH", "leads out"),
-        ("a,p1,CAP,/etc/hostname,,,,,,", "image", "COHORT-PATH", "no relative path"),
-        ("a,p1,CAP,C:/ct/a.nii.gz,,,,,,", "image", "COHORT-PATH", "no relative path"),
-        (r"a,p1,CAP,ct\a.nii.gz,,,,,,", "image", "COHORT-PATH", "forward slashes"),
-        (f"a,p1,CAP,{'x' * 300},,,,,,", "image", "COHORT-PATH", "cannot be followed"),
-        ("a,p1,CAP,loop/a,,,,,,", "image", "COHORT-PATH", "cannot be followed"),
-        ("a,p1,CAP,ct/a.nii.gz,,,old,,,", "age", "COHORT-AGE", "'old'"),
-        ("a,p1,CAP,ct/a.nii.gz,,,050Y,,,", "age", "COHORT-AGE", "'050Y'"),
-        ("a,p1,CAP,ct/a.nii.gz,,,121,,,", "age", "COHORT-AGE", "0 to 120"),
-        ("a,p1,CAP,ct/a.nii.gz,,,-3,,,", "age", "COHORT-AGE", "'-3'"),
-        ("a,p1,CAP,ct/a.nii.gz,,,nan,,,", "age", "COHORT-AGE", "'nan'"),
-        ("a,p1,CAP,ct/a.nii.gz,,,,female,,", "sex", "COHORT-SEX", "'female'"),
-        ("a,p1,CAP,ct/a.nii.gz,,,,,03.02.2020,", "acquired_on", "COHORT-DATE", "YYYY-MM-DD"),
-        ("a,p1,CAP,ct/a.nii.gz,,,,,20200203,", "acquired_on", "COHORT-DATE", "YYYY-MM-DD"),
-        ("a,p1,CAP,ct/a.nii.gz,,,,,2020-02-30,", "acquired_on", "COHORT-DATE", "day"),
-        ("a,p1,CAP,ct/a.nii.gz,,,,,1920-02-03,", "acquired_on", "COHORT-DATE", "1971"),
-        (f"a,p1,CAP,ct/a.nii.gz,,,,,{NEXT_WEEK},", "acquired_on", "COHORT-DATE", "today"),
-        (f"{'a' * 65},p1,CAP,ct/a.nii.gz,,,,,,", "case_id", "COHORT-LONG", "65 characters"),
-        ("a\u200b,p1,CAP,ct/a.nii.gz,,,,,,", "case_id", "COHORT-CONTROL", "U+200B"),
-        ("a,p1\x1b[31m,CAP,ct/a.nii.gz,,,,,,", "patient_id", "COHORT-CONTROL", "U+001B"),
-        ('a,"p\n1",CAP,ct/a.nii.gz,,,,,,', "patient_id", "COHORT-CONTROL", "U+000A"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("bad", BAD_LINES, ids=lambda bad: bad.name)
 def test_a_bad_cell_has_its_code_line_and_column_and_the_good_line_goes_on(
-    folder: Path, line: str, column: str, code: str, says: str
+    folder: Path, bad: BadLine
 ) -> None:
     (folder / "out.nii.gz").symlink_to(folder.parent / "outside.nii.gz")
     (folder / "loop").symlink_to(folder / "loop")
-    finding = only_finding(folder, line)
-    assert (finding.code, finding.severity) == (code, "error")
-    assert finding.where == f"cohort.csv line 3, column {column}"
-    assert says in finding.message
+    finding = only_finding(folder, bad.line)
+    assert (finding.code, finding.severity) == (bad.code, "error")
+    assert finding.where == f"cohort.csv line 3, column {bad.column}"
+    assert bad.says in finding.message
     assert finding.fix
 
 
-@pytest.mark.parametrize(
-    "line", ["a,p1,CAP,ct/a.nii.gz", "a,p1,CAP,ct/a.nii.gz,,,,,,,", "a;p1;CAP;ct/a.nii.gz;;;;;;"]
-)
-def test_a_line_with_too_few_or_too_many_cells_is_left_out(folder: Path, line: str) -> None:
-    finding = only_finding(folder, line)
-    assert finding.code == "COHORT-CELLS"
+@pytest.mark.parametrize("bad", BAD_SHAPES, ids=lambda bad: bad.name)
+def test_a_line_with_too_few_or_too_many_cells_is_left_out(folder: Path, bad: BadLine) -> None:
+    finding = only_finding(folder, bad.line)
+    assert finding.code == bad.code
     assert finding.where.startswith("cohort.csv line 3, column ")
     assert "the header has 10" in finding.message
+
+
+@pytest.mark.parametrize("bad", BAD_TWINS, ids=lambda bad: bad.name)
+def test_lines_that_contradict_each_other_are_left_out(folder: Path, bad: BadLine) -> None:
+    assert only_finding(folder, bad.line).code == bad.code
 
 
 def test_a_line_break_in_a_cell_does_not_shift_the_numbers_of_later_lines(folder: Path) -> None:

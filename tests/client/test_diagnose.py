@@ -169,7 +169,7 @@ def test_lungs_that_vanish_on_the_prepared_grid_are_refused(
 ) -> None:
     case = scan(cohort_factory, tmp_path)
     lung = np.zeros(cohort_factory.SHAPE_DHW, np.uint8)
-    lung[0, 0, 0] = 1
+    lung[8, 8, 7] = 1
     cohort_factory.write_image(tmp_path / "c0_lung.nii.gz", lung)
     with pytest.raises(FindingError, match="IMAGE-LUNG-TINY"):
         diagnose(model, case)

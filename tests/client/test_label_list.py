@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from table_factory import BAD_LABEL_TABLES
 
 from client.findings import FindingError
 from client.label_list import StudyIdentity, label_studies, read_labels
@@ -70,17 +71,8 @@ def test_a_bad_label_is_an_error_with_its_line_and_the_nearest_label(tmp_path: P
     assert "did you mean COVID-19?" in finding.message
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("label\nCAP\n", "IMPORT-LABELS"),
-        ("patient_id\nP1\n", "COHORT-COLUMNS"),
-        ("label,patient\nCAP,P1\n", "COHORT-COLUMNS"),
-        ("label;patient_id\nCAP;P1\n", "COHORT-SEPARATOR"),
-        ("", "COHORT-EMPTY-FILE"),
-    ],
-)
-def test_what_is_no_table_of_labels_is_refused(text: str, code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code", "text"), BAD_LABEL_TABLES)
+def test_what_is_no_table_of_labels_is_refused(name: str, code: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(FindingError, match=code):
         read_labels(table(tmp_path, text))
 

@@ -37,7 +37,9 @@ def site(home: Path, segmentation: str, lung: str = "", infection: str = "") -> 
 def prepared_source(config: SiteConfig) -> str:
     result = prepare_cohort(config, workers=1)
     assert [finding for finding in result.findings if finding.severity == "error"] == []
-    return read_stored_case(result.entries[0].path).mask_source
+    assert read_stored_case(result.entries[0].path).masks == result.entries[0].masks
+    assert load_prepared(config) == result.entries
+    return str(result.entries[0].masks)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from client.case_sketch import sketch_path
+from client.mask_names import MaskNames
 from client.preparation import PreparedEntry, prepare_cohort
 from client.qc_figures import hu_histogram_svg, ratio_histogram_svg
 from client.qc_page import case_rows, demographics, qc_html, write_qc_page
@@ -23,7 +24,13 @@ def case(label: Label, ratio: float) -> Case:
 
 def entry(case_id: str, patient_id: str, age: float | None = None, sex: str | None = None) -> PreparedEntry:
     return PreparedEntry(
-        Case(case_id, patient_id, Label.CAP, 0.0), Path("x"), age, sex, date(2020, 1, 1), None
+        Case(case_id, patient_id, Label.CAP, 0.0),
+        Path("x"),
+        MaskNames("given", "given"),
+        age,
+        sex,
+        date(2020, 1, 1),
+        None,
     )
 
 
@@ -105,6 +112,19 @@ def test_what_the_hospital_wrote_is_escaped(cohort_factory: ModuleType, tmp_path
     assert "<script>" not in html
     assert "<b>x" not in html
     assert "&lt;script&gt;1" in html
+
+
+def test_the_page_counts_who_made_the_masks_and_says_where_ratios_do_not_compare(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    for case_id in ("c0", "c1"):
+        cohort_factory.write_case(tmp_path, case_id)
+    lines = cohort_factory.line("c0"), cohort_factory.line("c1", infection_mask="")
+    site = cohort_factory.write_site(tmp_path, *lines, settings='[segmentation]\ninfection = "crude"\n')
+    html = qc_html(site, prepare_cohort(site, workers=1))
+    assert '<tr><td>given</td><td class="n">1</td></tr>' in html
+    assert '<tr><td>lungs given, infection crude-1</td><td class="n">1</td></tr>' in html
+    assert "ratios of different segmenters do not compare" in html
 
 
 def test_a_case_without_a_sketch_is_still_shown(site: SiteConfig) -> None:

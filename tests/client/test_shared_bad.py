@@ -6,55 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from shared_bad import BAD, CT, FILES, FOLDERS, SMALL, SMALL_FILES
 
 from client.dicom import audit_dicom_folder, read_dicom_series
 from client.findings import FindingError
+from client.images import read_ct
+from client.segmentation import segment_lungs
 
-CT = Path(__file__).parents[3] / "shared" / "ct"
 P002 = CT / "covid-ct-md" / "P002_dicom"
-SMALL = CT / "bad" / "26_pydicom_small"
 
 pytestmark = pytest.mark.skipif(not CT.is_dir(), reason="../shared/ct is not there")
-
-FOLDERS = {
-    "01_gantry_tilt_4slices": "DICOM-TILT",
-    "02_missing_slice_ct": "DICOM-GAP",
-    "07_reformat_coronal_ricord_jpegll": "DICOM-NOT-AXIAL",
-    "11_scout_localizer": "DICOM-LOCALIZER",
-    "15_git_lfs_pointer": "DICOM-LFS-POINTER",
-    "20_transfer_syntaxes_ct": "DICOM-DUPLICATE",
-    "22_no_pixel_data": "DICOM-MODALITY",  # a structured report; DICOM-NO-PIXELS comes second
-    "23_enhanced_multiframe_ct": "DICOM-MULTIFRAME",
-    "26_pydicom_small": "DICOM-NO-PREAMBLE",
-    "33_metaimage_oddities": "DICOM-NONE",  # these three hold no DICOM: client/images.py judges the files
-    "40_mask_passed_as_ct": "DICOM-NONE",
-    "42_abdomen_not_chest": "DICOM-NONE",
-}
-SMALL_FILES = {
-    "CT_small.dcm": "DICOM-PIXEL-SPACING",
-    "ExplVR_BigEnd.dcm": "DICOM-MODALITY",
-    "ExplVR_BigEndNoMeta.dcm": "DICOM-NO-PREAMBLE",
-    "J2K_pixelrep_mismatch.dcm": "DICOM-NOT-AXIAL",
-    "JPEG2000-embedded-sequence-delimiter.dcm": "DICOM-MODALITY",
-    "MR_truncated.dcm": "DICOM-MODALITY",
-    "SC_rgb_jpeg.dcm": "DICOM-MODALITY",
-    "SC_rgb_small_odd.dcm": "DICOM-MODALITY",
-    "badVR.dcm": "DICOM-MODALITY",
-    "bad_sequence.dcm": "DICOM-FEW-SLICES",
-    "empty_charset_LEI.dcm": "DICOM-NO-PIXELS",
-    "emri_small_jpeg_2k_lossless_too_short.dcm": "DICOM-MODALITY",
-    "examples_palette.dcm": "DICOM-MODALITY",
-    "explicit_VR-UN.dcm": "DICOM-FEW-SLICES",
-    "image_dfl.dcm": "DICOM-MODALITY",
-    "liver_1frame.dcm": "DICOM-MODALITY",
-    "meta_missing_tsyntax.dcm": "DICOM-MISSING-TAG",
-    "no_meta.dcm": "DICOM-NOT-DICOM",
-    "rtdose.dcm": "DICOM-MODALITY",
-    "rtplan.dcm": "DICOM-MODALITY",
-    "rtplan_truncated.dcm": "DICOM-MODALITY",
-    "rtstruct.dcm": "DICOM-NO-PREAMBLE",
-    "test-SR.dcm": "DICOM-MODALITY",
-}
 
 
 def code_of(folder: Path) -> str:
@@ -71,12 +32,20 @@ def test_a_folder_of_bad_input_is_refused_with_its_code(name: str) -> None:
 def test_no_folder_of_bad_input_was_forgotten() -> None:
     assert {path.name for path in (CT / "bad").iterdir() if path.is_dir()} == set(FOLDERS)
     assert {path.name for path in SMALL.iterdir()} == set(SMALL_FILES)
+    images = {f"{path.parent.name}/{path.name}" for path in BAD.glob("*/*") if ".mh" in path.name}
+    assert images <= set(FILES)
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
 def test_an_odd_file_alone_is_refused_with_its_code(tmp_path: Path, name: str) -> None:
     shutil.copy(SMALL / name, tmp_path)
     assert code_of(tmp_path) == SMALL_FILES[name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_refused_with_its_code(name: str) -> None:
+    with pytest.raises(FindingError, match=FILES[name]):
+        segment_lungs(read_ct(BAD / name, None)[0])
 
 
 def test_a_bad_file_spoils_a_good_series_and_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from table_factory import BAD_SETTINGS, BadSettings
 
 from client.findings import Finding, FindingError
 from client.site import SiteConfig, read_site
@@ -53,54 +54,13 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert site.audit.max_slice_thickness_mm == 8.0
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "fix"),
-    [
-        ('name = "a"\nchort = "x.csv"', "chort", "Did you mean cohort?"),
-        ('nmae = "a"', "nmae", "Did you mean name?"),
-        ('name = "a"\n[machine]\nworker = 2', "machine.worker", "Did you mean workers?"),
-        ('name = "a"\n[recipe]\nshape_DHW = [8, 8, 8]', "recipe.shape_DHW", "Did you mean shape_dhw?"),
-        ('name = "a"\n[machines]\nworkers = 2', "machines", "Did you mean machine?"),
-        ('name = "a"\n[machine]\nzzz = 2', "machine.zzz", "Known here are workers, threads, device."),
-        ('name = "a"\nhome = "/x"', "home", "Remove it."),
-    ],
-)
-def test_an_unknown_key_is_named_with_the_nearest_known_one(
-    tmp_path: Path, text: str, key: str, fix: str
+@pytest.mark.parametrize("bad", BAD_SETTINGS, ids=lambda bad: bad.name)
+def test_bad_settings_are_refused_with_their_key_and_what_would_be_right(
+    tmp_path: Path, bad: BadSettings
 ) -> None:
-    finding = refusal(write(tmp_path, text))
-    assert (finding.code, finding.where, finding.fix) == ("SITE-KEY", f"site.toml, key {key}", fix)
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "value"),
-    [
-        ('name = "Tongji Hospital"', "name", "'Tongji Hospital'"),
-        ('name = ""', "name", "''"),
-        (f'name = "{"a" * 33}"', "name", "a" * 33),
-        ("name = 3", "name", "3"),
-        ('name = "a"\nstore = ""', "store", "''"),
-        ('name = "a"\n[machine]\nworkers = "2"', "machine.workers", "'2'"),
-        ('name = "a"\n[machine]\nworkers = true', "machine.workers", "True"),
-        ('name = "a"\n[machine]\nworkers = -1', "machine.workers", "-1"),
-        ('name = "a"\n[machine]\ndevice = "gpu"', "machine.device", "'gpu'"),
-        ('name = "a"\n[recipe]\nshape_dhw = [138, 256]', "recipe.shape_dhw[2]", "[138, 256]"),
-        ('name = "a"\n[recipe]\nshape_dhw = [138, 256, 4]', "recipe.shape_dhw[2]", "4"),
-        ('name = "a"\n[recipe]\nshape_dhw = [138, 256, 256.0]', "recipe.shape_dhw[2]", "256.0"),
-        ('name = "a"\n[recipe]\nantialias = 1', "recipe.antialias", "1"),
-        ('name = "a"\nrecipe = 3', "recipe", "3"),
-        ('name = "a"\n[audit]\nmax_slice_thickness_mm = nan', "audit.max_slice_thickness_mm", "nan"),
-    ],
-)
-def test_a_bad_value_is_named_with_its_key(tmp_path: Path, text: str, key: str, value: str) -> None:
-    finding = refusal(write(tmp_path, text))
-    assert (finding.code, finding.where) == ("SITE-VALUE", f"site.toml, key {key}")
-    assert value in finding.message
-
-
-def test_a_missing_name_is_named(tmp_path: Path) -> None:
-    finding = refusal(write(tmp_path, 'cohort = "x.csv"'))
-    assert (finding.code, finding.where) == ("SITE-MISSING", "site.toml, key name")
+    finding = refusal(write(tmp_path, bad.text))
+    assert (finding.code, finding.where) == (bad.code, f"site.toml, key {bad.key}")
+    assert bad.says in f"{finding.message} {finding.fix}"
 
 
 def test_further_faults_are_mentioned(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from client import volume_store
 from client.findings import Finding, FindingError
+from client.mask_names import MaskNames
 from client.volume_store import (
     load_masks,
     load_volume,
@@ -25,6 +26,7 @@ from dsan_model.preprocessing import PreparedCase, Recipe
 
 SHAPE_DHW = (9, 13, 11)  # 1287 voxels: no whole number of bytes of mask
 RECIPE = Recipe(SHAPE_DHW)
+GIVEN = MaskNames("given", "given")
 WARNING = Finding(
     "IMAGE-THICKNESS", "warning", "scan ct.nii.gz", "the slices are 2 mm apart", "None.", "0412"
 )
@@ -41,8 +43,8 @@ def prepared_case() -> PreparedCase:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    path = volume_path(tmp_path, volume_key(("ab", "cd"), "given", RECIPE))
-    write_volume(path, prepared_case(), RECIPE, "given", (WARNING,))
+    path = volume_path(tmp_path, volume_key(("ab", "cd"), GIVEN, RECIPE))
+    write_volume(path, prepared_case(), RECIPE, GIVEN, (WARNING,))
     return path
 
 
@@ -62,13 +64,13 @@ def test_the_header_comes_back_to_the_last_bit(stored: Path) -> None:
     case = read_stored_case(stored)
     assert case.shape_DHW == SHAPE_DHW
     assert (case.infection_ratio, case.lung_volume_ml, case.scale_factor) == (0.1 + 0.2, 4321.5, 0.46)
-    assert (case.recipe_digest, case.mask_source) == (RECIPE.digest, "given")
+    assert (case.recipe_digest, case.masks) == (RECIPE.digest, GIVEN)
     assert case.findings == (WARNING,)
 
 
 def test_the_same_case_is_stored_as_the_same_bytes(stored: Path, tmp_path: Path) -> None:
     again = tmp_path / "again" / stored.name
-    write_volume(again, prepared_case(), RECIPE, "given", (WARNING,))
+    write_volume(again, prepared_case(), RECIPE, GIVEN, (WARNING,))
     assert again.read_bytes() == stored.read_bytes()
 
 
@@ -100,8 +102,8 @@ def test_a_cut_file_is_damaged_already_by_its_header(stored: Path, keep: int) ->
 
 
 def test_a_volume_of_another_format_is_refused(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume_store, "STORE_FORMAT", 2)
-    with pytest.raises(FindingError, match="its format is 1, not 2"):
+    monkeypatch.setattr(volume_store, "STORE_FORMAT", 3)
+    with pytest.raises(FindingError, match="its format is 2, not 3"):
         read_stored_case(stored)
 
 
@@ -116,14 +118,14 @@ def test_what_is_not_there_is_missing(tmp_path: Path, stored: Path) -> None:
 
 def test_the_key_depends_on_content_mask_source_and_recipe() -> None:
     keys = {
-        volume_key(("ab", "cd"), "given", RECIPE),
-        volume_key(("cd", "ab"), "given", RECIPE),
-        volume_key(("ab", "ce"), "given", RECIPE),
-        volume_key(("ab", "cd"), "vbnet 1", RECIPE),
-        volume_key(("ab", "cd"), "given", Recipe()),
+        volume_key(("ab", "cd"), GIVEN, RECIPE),
+        volume_key(("cd", "ab"), GIVEN, RECIPE),
+        volume_key(("ab", "ce"), GIVEN, RECIPE),
+        volume_key(("ab", "cd"), MaskNames("vbnet-1", "given"), RECIPE),
+        volume_key(("ab", "cd"), GIVEN, Recipe()),
     }
     assert len(keys) == 5
-    assert volume_key(("ab", "cd"), "given", RECIPE) in keys
+    assert volume_key(("ab", "cd"), GIVEN, RECIPE) in keys
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

@@ -99,6 +99,8 @@ DESCRIPTION = SiteDescription(
     left_out={"MASK-GEOMETRY": 2},
     withheld=(),
     golden_case=GoldenResult("cpu", {"logit": 0.58, "gradient_norm": None}),
+    lung_masks={"given": 4, "classical-1": 2},
+    infection_masks={"crude-1": 6},
 )
 ENSEMBLE = EnsembleWeights(0.96, 0.35)
 MESSAGES: list[Request | Reply] = [

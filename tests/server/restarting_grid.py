@@ -93,6 +93,8 @@ def description(site: str) -> SiteDescription:
         demographics=tuple(Demographics(label, n, n, (0,) * AGES, 0, 0) for label, n in n_images.items()),
         ratio_histogram={label: (*bins, n) for label, n in n_images.items()},
         left_out={},
+        lung_masks={"given": 24},
+        infection_masks={"given": 24},
         withheld=(),
         golden_case=GoldenResult("cpu", dict(asdict(GOLDEN))),
     )

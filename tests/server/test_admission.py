@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dsan_model.cases import Case, Label, RatioGroup, SizeGroup
+from dsan_model.cases import RATIO_EDGES, Case, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleWeights
 from dsan_model.golden_case import GoldenResult
 from dsan_model.metrics import ScoreCounts, score_counts
 from dsan_model.network import NetworkConfig
 from dsan_model.protocol import (
+    AGES,
     AttentionSums,
     BranchTraining,
     CaseSet,
@@ -27,7 +28,13 @@ from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights, Precision, pack
 from dsan_model.training import TrainingConfig
 from dsan_model.weights import flatten
-from server.admission import Rejection, reject_attention, reject_round, relative_update
+from server.admission import (
+    Rejection,
+    reject_attention,
+    reject_description,
+    reject_round,
+    relative_update,
+)
 
 US, SS = Branch.US, Branch.SS
 LARGEST_UPDATE = 10.0
@@ -53,6 +60,8 @@ ENROLLED = SiteDescription(
     left_out={},
     withheld=(),
     golden_case=GoldenResult("cpu", {}),
+    lung_masks={},
+    infection_masks={},
 )
 REQUEST = RoundRequest(
     terms=StudyTerms(
@@ -204,6 +213,43 @@ def test_the_largest_update_is_still_taken_and_a_little_more_is_not() -> None:
 def test_the_relative_update_is_the_norm_of_the_update_over_that_of_the_incoming_weights() -> None:
     assert relative_update(weights_of(0.0, 1.0), INCOMING) == pytest.approx(0.2)
     assert relative_update(weights_of(0.0, 0.0), INCOMING) == 0.0
+
+
+def a_description(**changes: object) -> SiteDescription:
+    """A site of 24 cases that may be enrolled."""
+    fields = {
+        "demographics": tuple(Demographics(label, 3, 3, (0,) * AGES, 0, 0) for label in Label),
+        "ratio_histogram": {label: (0,) * (len(RATIO_EDGES) - 1) for label in Label},
+        "lung_masks": {"given": 4, "vbnet-0a1b2c3d": 20},
+        "infection_masks": {"crude-1": 24},
+    }
+    return replace(ENROLLED, **(fields | changes))
+
+
+def test_a_site_that_describes_itself_well_is_enrolled() -> None:
+    assert reject_description(a_description()) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({}, "masks of 0 cases of 24"),
+        ({"given": 23}, "masks of 23 cases of 24"),
+        ({"given": 24, "crude-1": 0}, "short names"),
+        ({"given": 25, "crude-1": -1}, "short names"),
+        ({"DOE^JANE": 24}, "short names"),
+        ({"<script>": 24}, "short names"),
+        ({"a" * 49: 24}, "short names"),
+    ],
+)
+@pytest.mark.parametrize("key", ["lung_masks", "infection_masks"])
+def test_makers_of_masks_are_short_names_that_count_every_case(
+    key: str, counts: dict[str, int], says: str
+) -> None:
+    found = reject_description(a_description(**{key: counts}))
+    assert found is not None
+    assert found.code == "SITE-COUNTS"
+    assert says in found.message
 
 
 def attention(branch: Branch, group: RatioGroup, cases: int, **changes: float) -> AttentionSums:

@@ -59,6 +59,8 @@ def description(site: str) -> SiteDescription:
         left_out={},
         withheld=(),
         golden_case=GoldenResult("cpu", {}),
+        lung_masks={},
+        infection_masks={},
     )
 
 

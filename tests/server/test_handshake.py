@@ -19,6 +19,8 @@ SITE = SiteDescription(
     demographics=(),
     ratio_histogram={},
     left_out={},
+    lung_masks={},
+    infection_masks={},
     withheld=(),
     golden_case=GoldenResult("cpu", NUMBERS),
 )

@@ -889,6 +889,28 @@ def test_a_site_that_failed_outside_the_rounds_is_named(tmp_path: Path) -> None:
     assert "hospital-8: OUT-OF-MEMORY: evaluate failed" in sites
 
 
+def with_masks(**sites: dict[str, str]) -> list[Json]:
+    """The sites of the study with the maker of the masks of all their cases; the others say nothing."""
+    rows = complete_study()[0]["sites"]
+    return [row | {key: {name: 30} for key, name in sites.get(row["name"], {}).items()} for row in rows]
+
+
+def test_participation_shows_who_segments_how(tmp_path: Path) -> None:
+    same = {"lung_masks": "vbnet-0a1b2c3d", "infection_masks": "given"}
+    sites = with_masks(**{"hospital-1": same, "hospital-2": same})
+    shown = text_of(section(a_study_where(tmp_path, sites=sites), "participation"))
+    assert "hospital-1 vbnet-0a1b2c3d (30) given (30) hospital-2 vbnet-0a1b2c3d (30) given (30)" in shown
+    assert "different segmenters" not in shown
+
+
+@pytest.mark.parametrize("key", ["lung_masks", "infection_masks"])
+def test_a_study_over_several_segmenters_is_warned_about(tmp_path: Path, key: str) -> None:
+    one = {"lung_masks": "given", "infection_masks": "given"}
+    sites = with_masks(**{"hospital-1": one, "hospital-2": one | {key: "crude-1"}})
+    shown = text_of(section(a_study_where(tmp_path, sites=sites), "participation"))
+    assert "Masks of this study come from different segmenters: infection ratios" in shown
+
+
 def test_sampling_is_tested_at_every_site_too(tmp_path: Path) -> None:
     by_site = [
         {"site": "hospital-1", "chi_square": 2.5, "p_value": 0.475},

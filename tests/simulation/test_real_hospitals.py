@@ -70,5 +70,5 @@ def test_a_study_runs_over_real_anatomy_and_shows_its_attention(tmp_path: Path) 
     assert all(panel["case"] in report for panel in panels)
 
     store = read_site(hospitals / "hospital-1" / "site.toml").store_folder
-    sources = {read_stored_case(path).mask_source for path in (store / "volumes").glob("*.safetensors")}
+    sources = {str(read_stored_case(path).masks) for path in (store / "volumes").glob("*.safetensors")}
     assert sources == {"given", "lungs classical-1, infection crude-1"}
