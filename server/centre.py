@@ -18,7 +18,8 @@ class ServerConfig(Strict):
     host: Annotated[str, Field(min_length=1)]  # in the certificate: the name by which sites reach the centre
     listen: str = "0.0.0.0"  # the proxy; nothing else is reached from outside
     port: Port = 8443
-    console_port: Port = 8444  # on loopback
+    console_listen: str = "127.0.0.1"  # elsewhere the console asks for the token in state/console.token
+    console_port: Port = 8444
     health_port: Port = 8445  # on loopback
     nginx: str = "nginx"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

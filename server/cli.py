@@ -205,6 +205,25 @@ def report(
             raise typer.Exit(ExitCode.BAD_DATA) from None
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the model package.")],
+    folder: Folder = HERE,
+) -> None:
+    """Write the study's model package, checked by all its digests, with a MONAI bundle's metadata.
+
+    Example: dsan-server export first-study first-model
+    """
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.export import export_package
+        from server.run_commands import run_folder_of
+
+        centre, _ = open_centre(folder)
+        _print(f"model package: {export_package(run_folder_of(centre, run), out)}")
+
+
 def _follow(centre: "Centre", wish: "Wish", detach: bool) -> None:
     from server.run_commands import follow_study, how_to_look
 

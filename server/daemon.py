@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
 from dsan_daemon.processes import Supervisor, supervised
 from server.centre import Centre, ServerConfig
+from server.console import ConsoleServer
 from server.daemon_lock import alone
 from server.membership import reconcile_nodes
 from server.proxy import Behind, write_proxy
@@ -73,15 +75,18 @@ class _Daemon:
         """Start everything, tend it until told to stop; the supervisor ends the processes."""
         site_watch = self._site_watch()
         health = HealthServer(self._config.health_port, self.readiness, centre_registry(self._centre.folder))
-        site_watch_port = site_watch.start()
+        console = self._console()
         try:
-            _listen(health, self._config)
+            site_watch_port = _listening("port", self._config.port + 1, site_watch.start)
+            _listening("health_port", self._config.health_port, health.start)
+            _listening("console_port", self._config.console_port, console.start)
             self._start_programs(site_watch_port)
             self._tend_until(stopping)
             notify_stopping("stopping")
             log.info("stopping")
         finally:
             site_watch.stop()
+            console.stop()
             health.stop()
             self._superlink.close()
 
@@ -93,6 +98,12 @@ class _Daemon:
         if self._is_insecure:
             return SiteWatchServer(f"{LOOPBACK}:{self._config.port + 1}", None, self._centre.state)
         return SiteWatchServer(f"{LOOPBACK}:0", self._proxy_secret(), self._centre.state)
+
+    def _console(self) -> ConsoleServer:
+        config = self._config
+        is_loopback = config.console_listen in ("127.0.0.1", "::1", "localhost")
+        token = None if is_loopback else _secret(self._centre.state / "console.token")
+        return ConsoleServer(self._centre.folder, config.console_listen, config.console_port, token)
 
     def _start_programs(self, site_watch_port: int) -> None:
         state, port = self._centre.state, self._superlink_port
@@ -187,14 +198,14 @@ class _Daemon:
         return _secret(self._centre.state / "proxy.secret")
 
 
-def _listen(health: HealthServer, config: ServerConfig) -> None:
+def _listening(key: str, port: int, start: Callable[[], int]) -> int:
     try:
-        health.start()
-    except OSError as error:
+        return start()
+    except (OSError, RuntimeError) as error:
         raise RefusedError(
             "DAEMON-PORT",
-            "server.toml, key health_port",
-            f"port {config.health_port} cannot be used ({error.strerror})",
+            f"server.toml, key {key}",
+            f"port {port} cannot be used ({error})",
             "Give another one, or end the program that has it.",
             ExitCode.BAD_CONFIGURATION,
         ) from None

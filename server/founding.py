@@ -25,7 +25,8 @@ host = "{host}"
 listen = "0.0.0.0"   # address on which the proxy listens
 port = 8443          # the one port that hospitals reach; open it in the firewall, and no other
 
-console_port = 8444  # page for the operator, on 127.0.0.1
+console_listen = "127.0.0.1"  # page for the operator; elsewhere it asks for the token in state/console.token
+console_port = 8444
 health_port = 8445   # /healthz, /readyz and /metrics, on 127.0.0.1
 
 nginx = "nginx"      # the proxy's program

@@ -12,6 +12,7 @@ from dsan_model.ensemble import BAND
 from dsan_model.protocol import PROTOCOL_VERSION
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights, save_weights
+from server.model_card import model_card
 from server.run_state import seal
 from server.study import StudyConfig
 
@@ -22,7 +23,7 @@ def write_model_package(
     run_folder: Path, study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
 ) -> Path:
     """Write model/ beside the results: model.json, one safetensors a branch, MODEL_CARD.md, SHA256SUMS."""
-    with new_package(run_folder, _description(study, models, results), _card(study, results)) as partial:
+    with new_package(run_folder, _description(study, models, results), model_card(study, results)) as partial:
         for branch, weights in models.items():
             save_weights(partial / f"{branch}.safetensors", weights)
     return run_folder / "model"
@@ -69,38 +70,3 @@ def _description(
             for branch, weights in models.items()
         },
     }
-
-
-def _card(study: StudyConfig, results: dict[str, Any]) -> str:
-    rows = [
-        f"| {row['set']} | {row['model']} | {row['n']['COVID-19']} / {row['n']['CAP']} | "
-        + " | ".join(figure(row[key]) for key in ("auc", "accuracy", "sensitivity", "specificity", "f1"))
-        + " |"
-        for row in results["table2"]
-    ]
-    control = results["controls"]["auc_infection_ratio"]
-    return f"""# Model card: {study.name}
-
-Dual-Sampling Attention Network (Ouyang et al., IEEE TMI 2020): P(COVID-19) against community acquired
-pneumonia of a chest CT. **For research only; not a medical device.**
-
-- Study `{study.name}`, preset `{study.preset}`, seed {study.seed}; {
-        "complete" if results["complete"] else "INCOMPLETE: a required site missed a round"
-    }.
-- Trained at {sum(s["role"] == "training" for s in results["sites"])} sites by federated averaging; tested at
-{sum(s["role"] == "held-out" for s in results["sites"])} held-out site(s).
-- Input: {" x ".join(map(str, study.input.shape_dhw))} (D, H, W), prepared as in section IV-B of the paper.
-
-| set | model | COVID-19 / CAP | AUC | accuracy | sensitivity | specificity | F1 |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
-
-The infection ratio alone reaches an AUC of {figure(control["validation"])} (validation) and
-{figure(control["held-out"])} (held-out). F1 is macro-averaged; the threshold is 0.5; n/a marks a figure that
-is not defined, such as the AUC of one class.
-"""
-
-
-def figure(value: float | None) -> str:
-    """Three digits, or n/a where it is not defined."""
-    return "n/a" if value is None else f"{value:.3f}"

@@ -141,7 +141,7 @@ def _tell(log: Path, told: int) -> int:
 
 def _tell_failures(centre: Centre, wish: Wish, told: int) -> int:
     attempt = read_attempt(centre, wish)
-    if attempt.failures > told:
+    if attempt.failures != told and attempt.run_id is None:
         wait_s = max(0.0, attempt.next_try - time.time())
         sys.stderr.write(
             f"the study's process ended without a result ({attempt.last_failure}); it is started again in "

@@ -7,7 +7,8 @@ from dsan_model.protocol import PROTOCOL_VERSION
 from dsan_model.sampling import Branch
 from dsan_model.segmenter import Segmenter, save_segmenter
 from dsan_model.weights import FlatWeights
-from server.model_package import FORMAT_VERSION, figure, new_package
+from server.model_card import figure
+from server.model_package import FORMAT_VERSION, new_package
 from server.results import Row
 from server.segmentation_results import ALL
 from server.study import StudyConfig

@@ -13,6 +13,7 @@ from server.superlink import SuperLink
 from server.wishes import Attempt, Wish, end_wish, read_attempt, read_wishes, study_end, write_attempt
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
+STEADY_S = 600.0  # a run that lived this long begins again with the first pause
 PENDING_S = 45.0  # a run that nobody took by then: the SuperExec is alive, and of no use
 STOP_S = 60.0  # a study that should stop, and is still at work: its process hangs
 
@@ -62,7 +63,8 @@ class StudyKeeper:
 
     def _submit(self, wish: Wish, attempt: Attempt) -> None:
         run_id = self._superlink.submit(self._centre.run(wish.run))
-        write_attempt(self._centre, wish, attempt.model_copy(update={"run_id": run_id}))
+        submitted = {"run_id": run_id, "submitted_at": time.time()}
+        write_attempt(self._centre, wish, attempt.model_copy(update=submitted))
         log.info("study %s is submitted as run %d", wish.run, run_id)
 
     def _failure(self, wish: Wish, run_id: int) -> str | None:
@@ -85,10 +87,12 @@ class StudyKeeper:
             return
         self._superlink.stop_run(run_id)
         self._forget(run_id)
-        pause_s = min(FIRST_PAUSE_S * 2**attempt.failures, LONGEST_PAUSE_S)
+        lived_s = time.time() - attempt.submitted_at
+        failures = 1 if lived_s > STEADY_S else attempt.failures + 1
+        pause_s = min(FIRST_PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S)
         failed = Attempt(
             asked_at=wish.asked_at,
-            failures=attempt.failures + 1,
+            failures=failures,
             last_failure=reason,
             next_try=time.time() + pause_s,
         )

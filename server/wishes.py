@@ -35,7 +35,8 @@ class Attempt(BaseModel):
 
     asked_at: float  # of the wish
     run_id: int | None = None  # of Flower; None while none is submitted
-    failures: int = 0  # runs that ended without an end of the study
+    submitted_at: float = 0.0  # unix seconds
+    failures: int = 0  # runs in a row that ended without an end of the study
     last_failure: str = ""
     next_try: float = 0.0  # unix seconds
 
