@@ -89,17 +89,17 @@ def run_federation(folder: Path, hospitals: tuple[Path, ...], study: StudyConfig
     federation = Federation(folder.resolve(), hospitals)
     with _stopped_at_the_end(federation):
         for hospital in hospitals:
-            _require(federation.client("prepare", "--config", hospital / "site.toml"))
-        address, health_port = _found_centre(federation)
+            require_done(federation.client("prepare", "--config", hospital / "site.toml"))
+        address, health_port = found_on_free_ports(federation)
         federation.start("centre", "server.cli", "start", "--dir", federation.centre)
         for hospital in hospitals:
-            _require(federation.client("init", hospital.name, "--server", address, "--dir", hospital))
-        _wait_until_ready(federation, health_port)
+            require_done(federation.client("init", hospital.name, "--server", address, "--dir", hospital))
+        wait_until_ready(federation, health_port)
         requests = [hospital / f"{hospital.name}.enrol.json" for hospital in hospitals]
-        _require(federation.server("enrol", *requests))
+        require_done(federation.server("enrol", *requests))
         for hospital in hospitals:
             kit = federation.centre / f"{hospital.name}.kit.json"
-            _require(federation.client("join", kit, "--config", hospital / "site.toml"))
+            require_done(federation.client("join", kit, "--config", hospital / "site.toml"))
         for hospital in hospitals:
             federation.start(hospital.name, "client.cli", "start", "--config", hospital / "site.toml")
         path = federation.centre / f"{study.name}.toml"
@@ -118,9 +118,9 @@ def _stopped_at_the_end(federation: Federation) -> Iterator[None]:
         federation.stop()
 
 
-def _found_centre(federation: Federation) -> tuple[str, int]:
+def found_on_free_ports(federation: Federation) -> tuple[str, int]:
     """A centre on free ports; returns the address for the sites and the port of its health."""
-    _require(federation.server("init", "--host", "127.0.0.1"))
+    require_done(federation.server("init", "--host", "127.0.0.1"))
     settings = federation.centre / "server.toml"
     text = settings.read_text(encoding="utf-8")
     ports = dict(zip(("port", "console_port", "health_port"), _free_ports(3), strict=True))
@@ -130,7 +130,8 @@ def _found_centre(federation: Federation) -> tuple[str, int]:
     return f"127.0.0.1:{ports['port']}", ports["health_port"]
 
 
-def _wait_until_ready(federation: Federation, health_port: int) -> None:
+def wait_until_ready(federation: Federation, health_port: int) -> None:
+    """Until the centre serves sites and studies; FederationError if it does not come to that."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         federation.require_alive()
@@ -144,7 +145,8 @@ def _wait_until_ready(federation: Federation, health_port: int) -> None:
     )
 
 
-def _require(code: int) -> None:
+def require_done(code: int) -> None:
+    """FederationError unless a command's exit code is 0."""
     if code != 0:
         raise FederationError(f"the last command ended with {code}")
 
