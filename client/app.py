@@ -1,5 +1,6 @@
 """The ClientApp: one process for one message of the centre. Errors leave as codes, never as their text."""
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from safetensors import SafetensorError
 
 from client import work
 from client.egress import EgressLine, now, record_egress
@@ -73,24 +75,25 @@ def recorded(message: Message, context: Context, call_next: ClientAppCallable) -
 
 def coded_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Whatever goes wrong becomes a coded refusal; the details stay in the site's log."""
-    name = ""
+    name = str(context.node_config.get("site-name", ""))  # until site.toml says it
     try:
         name = _site_config(context).name
         return call_next(message, context)
     except RefusedError as error:
         refusal = Refusal(name, error.code, error.message)
     except FindingError as error:
-        log.error("%s", error)
+        log.error("%s: %s", name, error)
         refusal = Refusal(name, error.finding.code, "the site's own log and `dsan-client check` say more")
     except ProtocolError as error:
         refusal = Refusal(name, "REQUEST-PROTOCOL", str(error))
     except torch.OutOfMemoryError:
         refusal = Refusal(name, "SITE-GPU-MEMORY", "the GPU's memory does not suffice for this study")
-    except OSError as error:
-        log.exception("the message could not be answered")
-        refusal = Refusal(name, f"SITE-OS-{error.errno}", "the operating system refused; see the site's log")
+    except (OSError, SafetensorError) as error:
+        log.error("%s: the message could not be answered: %s", name, error)
+        number = getattr(error, "errno", None) or errno.EIO  # safetensors puts it into its text only
+        refusal = Refusal(name, f"SITE-OS-{number}", "the operating system refused; see the site's log")
     except Exception as error:
-        log.exception("the message could not be answered")
+        log.exception("%s: the message could not be answered", name)
         refusal = Refusal(name, "SITE-INTERNAL", f"{type(error).__name__}; see the site's log")
     return Message(encode(refusal), reply_to=message)
 

@@ -1,7 +1,8 @@
 """Child processes that are kept running, stopped together, and never left behind.
 
-A supervisor records its children in a file. If it is killed itself, the next one ends what is left of them
-first, so that two SuperLinks never share a database nor two SuperNodes a key.
+A supervisor records its children in a file and marks them, and all that they start, in their environment. If
+it is killed itself, the next one ends what is left of them first: two SuperLinks never share a database, nor
+two SuperNodes a key. A ServerApp that has left its parents' session is found by its mark.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 STOP_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+MARK = "DSAN_SUPERVISED"  # in the environment of a program and of all its descendants: RECORD#NAME
 STEADY_S = 60.0  # who lived this long begins again with the first pause
 
 
@@ -56,7 +58,7 @@ class Supervisor:
     """
 
     def __init__(self, record: Path) -> None:
-        self._record = record
+        self._record = record.resolve()
         self._children: dict[str, _Child] = {}
         end_leftovers(record)
 
@@ -86,6 +88,7 @@ class Supervisor:
         child = self._children[name]
         if child.process is not None:
             code = stop_process(child.process, 0.0)
+            _end_marked(self._mark(name))
             self._retire(child, code, time.monotonic())
             child.start_at = 0.0
 
@@ -98,6 +101,7 @@ class Supervisor:
         child = self._children.pop(name)
         if child.process is not None:
             stop_process(child.process, grace_s)
+        _end_marked(self._mark(name))
         self._write_record()
 
     def stop_all(self, grace_s: float = STOP_S) -> None:
@@ -107,9 +111,13 @@ class Supervisor:
 
     def _spawn(self, child: _Child) -> None:
         program = child.program
-        child.process = spawn(program.command, program.environment, program.log)
+        marked = {**program.environment, MARK: self._mark(program.name)}
+        child.process = spawn(program.command, marked, program.log)
         child.status.pid, child.status.since = child.process.pid, time.monotonic()
         self._write_record()
+
+    def _mark(self, name: str) -> str:
+        return f"{self._record}#{name}"
 
     def _retire(self, child: _Child, code: int, now: float) -> None:
         lived = now - child.status.since
@@ -164,19 +172,20 @@ def stop_process(process: subprocess.Popen[bytes], grace_s: float = STOP_S) -> i
 
 
 def end_leftovers(record: Path) -> list[int]:
-    """End the process groups that a killed supervisor left behind; returns their process numbers.
+    """End the processes that a killed supervisor left behind; returns their process numbers.
 
     A process number that another program has got since is told by its start time and left alone.
     """
+    marked = _end_marked(f"{record.resolve()}#", is_prefix=True)
     try:
         recorded = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):
-        return []
+        return marked
     left = [int(pid) for pid, started in recorded.items() if started and started_at(int(pid)) == started]
     for pid in left:
         _end_group(pid, signal.SIGKILL)
     record.unlink(missing_ok=True)
-    return left
+    return sorted({*left, *marked})
 
 
 def started_at(pid: int) -> int | None:
@@ -186,6 +195,22 @@ def started_at(pid: int) -> int | None:
     except OSError:
         return None
     return int(stat.rpartition(")")[2].split()[19])
+
+
+def _end_marked(mark: str, is_prefix: bool = False) -> list[int]:
+    """SIGKILL to every process with the mark in its environment (Linux), whatever session it is in."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            entries = path.read_bytes().split(b"\0")
+            is_marked = any(e.startswith(wanted) if is_prefix else e == wanted for e in entries)
+            if is_marked and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    for pid in found:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return found
 
 
 def _end_group(pid: int, number: signal.Signals) -> None:

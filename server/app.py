@@ -7,12 +7,13 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from safetensors import SafetensorError
 
 from dsan_model.sampling import Branch
 from server.enrolment import Enrolled, enrol, take_back
@@ -102,6 +103,10 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         results = run_task(exchange, study, run_folder, started)
     except StudyPausedError as error:
         append_event(run_folder, "paused", str(error))
+        raise
+    except (OSError, SafetensorError) as error:  # a full disk
+        with suppress(OSError):
+            append_event(run_folder, "paused", str(error))
         raise
     write_results(run_folder, results)
     append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 # Commands import what they need when they run: torch and Flower take seconds, --help may not.
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 Folder = Annotated[Path, typer.Option("--dir", help="The centre's folder.")]
 HERE = Path()

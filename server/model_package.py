@@ -58,8 +58,8 @@ def _description(
         "protocol": PROTOCOL_VERSION,
         "ensemble": {
             "band": list(BAND),
-            "w_inside": results["ensemble"]["w_inside"],
-            "w_outside": results["ensemble"]["w_outside"],
+            "w_inside": _weight(results["ensemble"]["w_inside"]),
+            "w_outside": _weight(results["ensemble"]["w_outside"]),
         },
         "branches": {
             branch.value: {
@@ -70,3 +70,8 @@ def _description(
             for branch, weights in models.items()
         },
     }
+
+
+def _weight(fitted: float | None) -> float:
+    """Of Eq. 5; both branches count the same where nothing could be fitted."""
+    return 0.5 if fitted is None else fitted

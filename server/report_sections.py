@@ -238,7 +238,12 @@ def _ensemble(run: RunFolder) -> Section:
         return _left_out(run, anchor, title, "ensemble")
     text = "Eq. 5: P = w P(US) + (1 − w) P(SS), with one w inside a band of infection ratios and one outside."
     if ensemble.objective is not None:
-        text += f" Chosen on validation cases by: {ensemble.objective}."
+        is_fitted = ensemble.w_inside is not None
+        text += (
+            f" Chosen on validation cases by: {ensemble.objective}."
+            if is_fitted
+            else " Not fitted: the validation cases are of one class. Both branches count the same."
+        )
     figure = Figure((ensemble_panel(ensemble),), "")
     return Section(anchor, title, (Note(text), ensemble_table(ensemble), figure))
 

@@ -16,6 +16,7 @@ from dsan_model.metrics import ScoreCounts, auc, metrics_row, roc
 from dsan_model.protocol import (
     AttentionSums,
     BranchCounts,
+    BranchTraining,
     CaseSet,
     Demographics,
     SiteDescription,
@@ -181,10 +182,11 @@ def _ratio_control(outcome: StudyOutcome) -> Row:
 
 def _ensemble(ensemble: FittedEnsemble) -> Row:
     intervals = ensemble.intervals
+    is_fitted = ensemble.fit.objective_value is not None
     return {
         "band": list(BAND),
-        "w_inside": ensemble.fit.w_inside,
-        "w_outside": ensemble.fit.w_outside,
+        "w_inside": ensemble.fit.w_inside if is_fitted else None,
+        "w_outside": ensemble.fit.w_outside if is_fitted else None,
         "objective": ensemble.fit.objective,
         "objective_value": ensemble.fit.objective_value,
         "w_inside_ci": list(intervals.w_inside) if intervals else None,
@@ -292,7 +294,9 @@ def _curves(state: RunState) -> list[Row]:
     for record in state.history:
         for branch in state.weights:
             training = [site[branch] for site in record.training.values()]
-            attention = [(t.attention_loss, t.cases) for t in training if t.attention_loss is not None]
+            attention = [
+                (t.attention_loss, _covid_drawn(t)) for t in training if t.attention_loss is not None
+            ]
             found = None
             if record.round < len(state.validation):
                 found = auc(added_scores(validation_counts(state, record.round, branch)).histogram())
@@ -310,6 +314,11 @@ def _curves(state: RunState) -> list[Row]:
                 }
             )
     return rows
+
+
+def _covid_drawn(training: BranchTraining) -> int:
+    """The cases that an attention loss is the mean over (Eq. 3)."""
+    return training.drawn[SizeGroup.SMALL_COVID] + training.drawn[SizeGroup.LARGE_COVID]
 
 
 def case_weighted_mean(values: Iterable[tuple[float, int]]) -> float | None:

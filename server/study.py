@@ -19,6 +19,7 @@ from dsan_model.traffic import Precision
 from dsan_model.training import TrainingConfig
 from dsan_model.vbnet import VBNetConfig
 
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
 Positive = Annotated[int, Field(gt=0)]
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
@@ -122,7 +123,7 @@ class ParticipationTable(Strict):
 class StudyConfig(Strict):
     """A whole study.toml."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     preset: str = "full"
     task: Task = "classification"

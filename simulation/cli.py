@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from enum import StrEnum
@@ -12,7 +13,13 @@ import typer
 
 STARTED = time.monotonic()
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 
 class EngineName(StrEnum):
@@ -32,7 +39,7 @@ class Preset(StrEnum):
 
 
 class FileFormat(StrEnum):
-    """What scans are written as; `mixed` gives two hospitals DICOM and the others NIfTI."""
+    """What scans are written as; `mixed` is DICOM at the smallest hospitals, one of each four."""
 
     MIXED = "mixed"
     NIFTI = "nifti"
@@ -78,7 +85,7 @@ def run(
         preset=preset.value,
         n_sites=sites,
         cases=cases,
-        held_out=tuple(name for name in held_out.split(",") if name),
+        held_out=tuple(name.strip() for name in held_out.split(",") if name.strip()),
         held_out_mix=held_out_mix.value,
         rounds=rounds,
         engine=engine.value,
@@ -97,7 +104,11 @@ def hospitals(
     out: Annotated[Path, typer.Argument(help="Folder to write them to.")],
     sites: Annotated[int, typer.Option(min=2, help="Number of hospitals.")] = 8,
     cases: Annotated[int, typer.Option(min=4, help="Scans of a hospital, on average.")] = 60,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Grid of a scan: D H W.")] = (40, 96, 96),
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Grid of a scan: D H W, 16 to 1024 each.")] = (
+        40,
+        96,
+        96,
+    ),
     format: Annotated[FileFormat, typer.Option(help="What scans are written as.")] = FileFormat.MIXED,
     held_out_mix: Annotated[HeldOutMix, typer.Option(help="Classes of the last one.")] = HeldOutMix.MIXED,
     preset: Annotated[Preset, typer.Option(help="Whose preparation site.toml asks for.")] = Preset.DEMO,
@@ -162,7 +173,8 @@ class _Elapsed(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return f"[{time.monotonic() - STARTED:6.1f} s] {level}{record.getMessage()}"
+        line = f"[{time.monotonic() - STARTED:6.1f} s] {level}{record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def _configure_logging() -> None:
@@ -175,6 +187,11 @@ def _configure_logging() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # what was started is stopped on the way out, as by Ctrl-C
+
+
 def main() -> Any:
     """Entry point of dsan-simulate."""
+    signal.signal(signal.SIGTERM, _interrupt)
     return app()

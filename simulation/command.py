@@ -1,12 +1,18 @@
 """What the commands of dsan-simulate do, and with which exit code they end."""
 
+import fcntl
 import logging
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
@@ -15,10 +21,11 @@ from server.headline import results_table
 from server.report_input import ReportError
 from server.rounds import StudyPausedError
 from server.run_folder import StudyMismatchError, write_study
-from server.study import PRESETS, StudyConfig
+from server.study import PRESETS, STUDY_NAME, StudyConfig
 from simulation.deployment_engine import DeploymentError
 from simulation.engines import Engine
 from simulation.federated_study import (
+    Hospitals,
     Stopwatch,
     find_hospitals,
     peak_memory_bytes,
@@ -27,10 +34,10 @@ from simulation.federated_study import (
 )
 from simulation.federation import FederationError, run_federation
 from simulation.hospitals import HospitalsError, plan_hospitals, write_hospitals
-from simulation.ray_engine import MissingRayError
+from simulation.ray_engine import MissingRayError, require_ray
 from simulation.real_hospitals import write_real_hospitals
 
-DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION = 0, 65, 69, 70, 78
+DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION, INTERRUPTED = 0, 65, 69, 70, 78, 130
 
 NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
 CASES_A_SITE = {"demo": 108, "tiny": 10, "full": 60}
@@ -74,8 +81,10 @@ class HospitalOptions:
 
 def run_command(options: RunOptions, started: float) -> int:
     """`dsan-simulate run`: the exit code; progress on stderr, the headline on stdout."""
+    run_folder = options.out.resolve()
     try:
-        return _run(options, started)
+        with _for_us_alone(run_folder):
+            return _run(options, run_folder, started)
     except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
     except FindingError as error:
@@ -85,17 +94,24 @@ def run_command(options: RunOptions, started: float) -> int:
         return _refuse(error, UNAVAILABLE)
     except (StudyPausedError, HospitalsError, ReportError) as error:
         return _refuse(error, INCOMPLETE)
+    except (OSError, SafetensorError) as error:
+        return _refuse(_unwritable(error, run_folder), INCOMPLETE)
+    except KeyboardInterrupt:
+        return _refuse("stopped: the same command goes on from here", INTERRUPTED)
 
 
 def hospitals_command(options: HospitalOptions) -> int:
     """`dsan-simulate hospitals`: the exit code."""
     try:
         study = _study(options.preset, "hospitals", options.seed)
+        log.info("writing %d hospitals to %s", options.n_sites, options.out)
         sites = _write_hospitals(options, study)
     except (ConfigurationError, StudyMismatchError, FileExistsError) as error:
         return _refuse(error, BAD_CONFIGURATION)
     except HospitalsError as error:
         return _refuse(error, INCOMPLETE)
+    except OSError as error:
+        return _refuse(_unwritable(error, options.out), INCOMPLETE)
     sys.stdout.write(f"{len(sites)} hospitals in {options.out}\n")
     sys.stdout.write(f"next: dsan-simulate run --preset {options.preset} --hospitals {options.out}\n")
     return DONE
@@ -113,6 +129,8 @@ def real_hospitals_command(ct_folder: Path, out: Path, cases: int, preset: str, 
         sites = write_real_hospitals(ct_folder, out, cases, recipe, seed, tell)
     except (FileNotFoundError, FileExistsError, FindingError) as error:
         return _refuse(error, BAD_DATA)
+    except OSError as error:
+        return _refuse(_unwritable(error, out), INCOMPLETE)
     held_out = sites[-1].parent.name
     sys.stdout.write(f"{len(sites)} hospitals in {out}: real CT, keep it to yourself\n")
     sys.stdout.write(
@@ -150,7 +168,7 @@ def federation_command(options: FederationOptions) -> int:
     )
     try:
         _write_hospitals(hospitals, _study(options.preset, "hospitals", options.seed))
-        sites = find_hospitals(hospitals.out)
+        sites = find_hospitals(hospitals.out).sites
         *training, held_out = sites
         settings: dict[str, Any] = {"sites": {"training": training, "held_out": [held_out]}}
         if options.rounds is not None:
@@ -163,27 +181,42 @@ def federation_command(options: FederationOptions) -> int:
         return _refuse(error, INCOMPLETE)
     except FederationError as error:
         return _refuse(error, UNAVAILABLE)
+    except OSError as error:
+        return _refuse(_unwritable(error, options.out), INCOMPLETE)
     sys.stdout.write(f"{time.monotonic() - started:.0f} s from empty folders to here\n")
     return code
 
 
-def _run(options: RunOptions, started: float) -> int:
+def _run(options: RunOptions, run_folder: Path, started: float) -> int:
     stopwatch = Stopwatch({"start": time.monotonic() - started})
-    run_folder = options.out.resolve()
+    _check(options)
     with stopwatch.phase("hospitals"):
-        sites = _hospitals(options, run_folder)
-    study = _named_study(options, tuple(sites))
+        hospitals = _hospitals(options, run_folder)
+    study = _named_study(options, hospitals.names)
     write_study(run_folder, study)
     _tell_what_is_shrunk(study)
     with stopwatch.phase("preparing"):
-        prepared = prepare_hospitals(sites, study, options.workers)
+        prepared = prepare_hospitals(hospitals, study, options.workers)
     results = run_prepared(run_folder, study, prepared, Engine(options.engine), options.workers, stopwatch)
     seconds = time.monotonic() - started
     sys.stdout.write(_headline(results, run_folder, stopwatch, seconds, options.workers))
     return DONE if results["complete"] else INCOMPLETE
 
 
-def _hospitals(options: RunOptions, run_folder: Path) -> dict[str, Path]:
+def _check(options: RunOptions) -> None:
+    """What would only be found after the hospitals are written and prepared."""
+    if options.engine == Engine.RAY:
+        require_ray()
+    if re.fullmatch(STUDY_NAME, options.out.name) is None:
+        raise StudyMismatchError(
+            f"--out {options.out}: the folder names the study: up to 64 letters, digits, dots, hyphens and "
+            "underscores, the first a letter or digit"
+        )
+    names = () if options.hospitals else tuple(f"hospital-{i + 1}" for i in range(options.n_sites))
+    _named_study(options, names or find_hospitals(options.hospitals or options.out).names)
+
+
+def _hospitals(options: RunOptions, run_folder: Path) -> Hospitals:
     if options.hospitals is not None:
         return find_hospitals(options.hospitals)
     study = _study(options.preset, "hospitals", options.seed)
@@ -203,6 +236,8 @@ def _hospitals(options: RunOptions, run_folder: Path) -> dict[str, Path]:
 
 
 def _write_hospitals(options: HospitalOptions, study: StudyConfig) -> tuple[Path, ...]:
+    if not all(16 <= side <= 1024 for side in options.shape_DHW):
+        raise StudyMismatchError(f"--shape {options.shape_DHW}: expected 16 to 1024 slices, rows and columns")
     try:
         plans = plan_hospitals(
             options.n_sites,
@@ -237,6 +272,11 @@ def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
         raise StudyMismatchError(
             f"--held-out {','.join(unknown)}: no such hospital; there are {', '.join(names)}"
         )
+    n_training = len(set(names) - set(held_out))
+    if n_training == 0:
+        raise StudyMismatchError("--held-out names every hospital: leave at least one to train")
+    if options.quorum > n_training:
+        raise StudyMismatchError(f"--quorum {options.quorum}: there are {n_training} training hospitals")
     settings: dict[str, Any] = {
         "baseline": options.baseline,
         "sites": {"training": [n for n in names if n not in held_out], "held_out": list(held_out)},
@@ -269,6 +309,30 @@ def _headline(
     return "\n".join(lines)
 
 
-def _refuse(error: Exception, code: int) -> int:
+@contextmanager
+def _for_us_alone(run_folder: Path) -> Iterator[None]:
+    """Keep a second command off the run folder; the lock goes with this process, however it ends."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with (run_folder / ".command.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyPausedError(
+                f"{run_folder}: another dsan-simulate is at work here: wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def _unwritable(error: Exception, folder: Path) -> str:
+    """A disk that is full, or a place where nothing can be written."""
+    where = getattr(error, "filename", None) or folder
+    why = getattr(error, "strerror", None) or error
+    return (
+        f"{where}: {why}. Free space, or choose a folder that can be written, then give the command again: "
+        "it goes on from what is there"
+    )
+
+
+def _refuse(error: Exception | str, code: int) -> int:
     sys.stderr.write(f"dsan-simulate: {error}\n")
     return code

@@ -39,7 +39,12 @@ def run_on_deployment(run_folder: Path, site_configs: tuple[Path, ...]) -> None:
         processes.start(_program(superlink, folder / "superlink"))
         _wait_for_port(port, folder / "superlink.log")
         for number, config in enumerate(site_configs):
-            node = ("--port", str(_free_port()), "--node-config", f'site-config="{config}"')
+            node = (
+                "--port",
+                str(_free_port()),
+                "--node-config",
+                f'site-config="{config}" site-name="{config.parent.name}"',
+            )
             supernode = ("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", *node)
             processes.start(_program(supernode, folder / f"supernode-{number}"))
         events_before = sum(1 for _ in read_ledger(run_folder))

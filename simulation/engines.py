@@ -69,7 +69,8 @@ class InProcessGrid(Grid):
         self._app = app
         self._pool = pool
         self._contexts = {
-            node: _context(node, {"site-config": str(path)}, {}) for node, path in enumerate(site_configs, 1)
+            node: _context(node, {"site-config": str(path), "site-name": path.parent.name}, {})
+            for node, path in enumerate(site_configs, 1)
         }
         self._replies: dict[str, Future[Message]] = {}
         self._run = Run.create_empty(RUN_ID)

@@ -5,7 +5,7 @@ import logging
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,44 +44,68 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class Hospitals:
+    """The hospitals below a folder, in natural order of names."""
+
+    sites: dict[str, Path]  # name to site.toml
+    unreadable: dict[str, Path]  # folder to a site.toml that cannot be read: these cannot take part
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all of them: who cannot take part is missing, not forgotten."""
+        return tuple(sorted({*self.sites, *self.unreadable}, key=_natural))
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The hospitals that a study can run over, and what was wrong with the data of each."""
 
-    sites: dict[str, Path]  # name to site.toml
+    hospitals: Hospitals
     findings: dict[str, tuple[Finding, ...]]
 
 
-def find_hospitals(folder: Path) -> dict[str, Path]:
-    """Name to site.toml of every hospital below a folder, in natural order of names."""
+def find_hospitals(folder: Path) -> Hospitals:
+    """Every hospital below a folder; one whose site.toml cannot be read goes by the name of its folder."""
     configs = [path.resolve() for path in folder.glob("*/site.toml")]
     if not configs:
         raise StudyMismatchError(
             f"{folder}: no hospital here: expected folders with a site.toml each, as "
             "`dsan-simulate hospitals` writes them"
         )
-    named = {read_site(path).name: path for path in configs}
-    if len(named) < len(configs):
-        raise StudyMismatchError(f"{folder}: two hospitals have the same name in site.toml")
-    return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+    named: dict[str, Path] = {}
+    unreadable: dict[str, Path] = {}
+    for path in sorted(configs):
+        try:
+            name = read_site(path).name
+        except FindingError as error:
+            log.error("%s: %s", path, error)
+            unreadable[path.parent.name] = path
+            continue
+        if name in named:
+            raise StudyMismatchError(
+                f"{path} and {named[name]} both name their site {name!r}: give each a name of its own"
+            )
+        named[name] = path
+    return Hospitals(dict(sorted(named.items(), key=lambda item: _natural(item[0]))), unreadable)
 
 
-def prepare_hospitals(sites: dict[str, Path], study: StudyConfig, workers: int) -> Prepared:
+def prepare_hospitals(hospitals: Hospitals, study: StudyConfig, workers: int) -> Prepared:
     """Prepare every hospital's cohort; one without a usable case is left out of nothing here.
 
     The study itself finds out that such a site cannot take part, as it would in a deployment.
     """
     findings: dict[str, tuple[Finding, ...]] = {}
-    for name, path in sites.items():
+    for name, path in hospitals.sites.items():
         config = read_site(path)
         _require_recipe(config, study, path)
         try:
             result = prepare_cohort(config, workers, _progress_line(name))
             findings[name] = result.findings
-            _tell_findings(name, result.findings)
+            _tell_findings(name, result.findings, path)
         except FindingError as error:
             findings[name] = (error.finding,)
             log.error("%s: %s", name, error)
-    return Prepared(sites, findings)
+    return Prepared(hospitals, findings)
 
 
 def run_prepared(
@@ -93,15 +117,17 @@ def run_prepared(
     stopwatch: Stopwatch,
 ) -> dict[str, Any]:
     """Run or resume the study, then write the report; what results.json says."""
+    sites = prepared.hospitals.sites
     results = read_results(run_folder)
     if results is None or not _is_finished(results):
         with stopwatch.phase("study"):
-            run_study_on(engine, run_folder, tuple(prepared.sites.values()), workers)
-            collect_panels(run_folder, prepared.sites, study)
+            nodes = (*sites.values(), *prepared.hospitals.unreadable.values())
+            run_study_on(engine, run_folder, nodes, workers)
+            collect_panels(run_folder, sites, study)
         results = read_results(run_folder)
         if results is None:
             raise _no_results(run_folder)
-        results = _add_timing(run_folder, results, prepared.sites, stopwatch)
+        results = _add_timing(run_folder, results, sites, stopwatch)
     with stopwatch.phase("report"):
         write_report(run_folder)
     return results
@@ -163,7 +189,7 @@ def _require_recipe(config: SiteConfig, study: StudyConfig, path: Path) -> None:
         )
 
 
-def _progress_line(name: str):  # type: ignore[no-untyped-def]
+def _progress_line(name: str) -> Callable[[Progress], None]:
     last = [0.0]
 
     def tell(progress: Progress) -> None:
@@ -176,12 +202,14 @@ def _progress_line(name: str):  # type: ignore[no-untyped-def]
     return tell
 
 
-def _tell_findings(name: str, findings: tuple[Finding, ...]) -> None:
+def _tell_findings(name: str, findings: tuple[Finding, ...], path: Path) -> None:
     errors = [finding for finding in findings if finding.severity == "error"]
     for finding in errors[:5]:
         log.warning("%s: %s", name, finding)
     if len(errors) > 5:
-        log.warning("%s: and %d errors more: `dsan-client check` lists them", name, len(errors) - 5)
+        log.warning(
+            "%s: and %d more: `dsan-client prepare --config %s` lists them", name, len(errors) - 5, path
+        )
 
 
 def _natural(name: str) -> tuple[str, int]:

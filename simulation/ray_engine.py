@@ -16,12 +16,17 @@ class MissingRayError(Exception):
     """Ray is not installed."""
 
 
-def run_on_ray(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
-    """Run the study with `workers` CPU slots; virtual node i is the site of the i-th configuration."""
+def require_ray() -> None:
+    """MissingRayError, with what to do, if the extra is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise MissingRayError(
             "the engine `ray` needs Ray: install it with `pip install 'dsan-federated[ray]'`"
         )
+
+
+def run_on_ray(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
+    """Run the study with `workers` CPU slots; virtual node i is the site of the i-th configuration."""
+    require_ray()
     os.environ[SITES_VARIABLE] = os.pathsep.join(map(str, site_configs))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's coming default; without it, it warns

@@ -121,6 +121,30 @@ def test_what_a_killed_supervisor_left_is_ended_by_the_next(tmp_path: Path, numb
     wait_until(lambda: not is_alive(orphan))
 
 
+def test_a_descendant_in_a_session_of_its_own_ends_with_its_program(tmp_path: Path) -> None:
+    with supervised(tmp_path / "pids.json") as supervisor:
+        supervisor.start(
+            program(tmp_path, f"setsid sh -c 'echo $$ > {tmp_path}/runaway; exec sleep 60'; wait")
+        )
+        wait_until(lambda: (tmp_path / "runaway").exists() and (tmp_path / "runaway").read_text() != "")
+        runaway = int((tmp_path / "runaway").read_text())
+        assert os.getsid(runaway) == runaway
+    wait_until(lambda: not is_alive(runaway))
+
+
+def test_a_descendant_whose_program_is_gone_is_found_by_its_mark(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path / "pids.json")
+    supervisor.start(program(tmp_path, f"setsid sh -c 'echo $$ > {tmp_path}/runaway; exec sleep 60' & wait"))
+    wait_until(lambda: (tmp_path / "runaway").exists() and (tmp_path / "runaway").read_text() != "")
+    runaway, leader = int((tmp_path / "runaway").read_text()), supervisor.status()["sleeper"].pid
+    assert leader is not None
+    os.kill(leader, signal.SIGKILL)
+    wait_until(lambda: supervisor.tend() == ["sleeper"])
+    assert is_alive(runaway)  # a ServerApp outlives the SuperExec that started it
+    assert runaway in end_leftovers(tmp_path / "pids.json")
+    wait_until(lambda: not is_alive(runaway))
+
+
 def test_a_reused_process_number_is_left_alone(tmp_path: Path) -> None:
     record = tmp_path / "pids.json"
     process = spawn(("/bin/sleep", "60"), os.environ, tmp_path / "other.log")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from small_study import COMMAND, Simulate, copied, model_bytes, results_of, study_arguments
+from typer.testing import CliRunner
 
 from server.ledger import read_ledger
 from server.run_state import is_sealed
+from simulation.cli import app
 
 
 def test_results_have_every_model_in_both_sets(finished: Path) -> None:
@@ -129,3 +131,66 @@ def test_a_run_folder_in_use_is_refused_and_left_alone(
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert simulate("run", *study_arguments(hospitals, run_folder)) == 70
     assert not (run_folder / "ledger.jsonl").exists()
+
+
+def test_a_command_at_work_keeps_a_second_one_off(
+    hospitals: Path, tmp_path: Path, simulate: Simulate
+) -> None:
+    run_folder = tmp_path / "busy"
+    run_folder.mkdir()
+    with (run_folder / ".command.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert simulate("run", *study_arguments(hospitals, run_folder)) == 70
+    assert not (run_folder / "study.toml").exists()
+
+
+def test_an_unreadable_site_toml_costs_that_hospital_and_no_other(
+    hospitals: Path, tmp_path: Path, simulate: Simulate, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = copied(hospitals, tmp_path / "hospitals")
+    (broken / "hospital-1" / "site.toml").write_text('nam = "hospital-1"\n')
+    out = tmp_path / "quorum"
+    assert simulate("run", *study_arguments(broken, out), "--rounds", "1", "--quorum", "2") == 70
+    assert any("hospital-1/site.toml" in line and "nam" in line for line in caplog.messages)
+    results = results_of(out)
+    assert results["complete"] is False
+    assert {row["site"]: row["code"] for row in results["failures"]} == {"hospital-1": "SITE-KEY"}
+    assert {row["name"] for row in results["sites"] if row["rounds_completed"] == 1} == {
+        "hospital-2",
+        "hospital-3",
+    }
+
+
+def test_a_disk_that_takes_no_more_is_said_in_a_line(hospitals: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "full"
+    arguments = [*COMMAND, "run", *study_arguments(copied(hospitals, tmp_path / "hospitals"), run_folder)]
+    limited = ["/bin/bash", "-c", 'ulimit -f 100; exec "$@"', "limited", *arguments]  # files of 100 KiB
+    ended = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert ended.returncode == 70
+    assert "Traceback" not in ended.stderr
+    assert "File too large" in ended.stderr
+    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--held-out", "nobody"), "no such hospital"),
+        (("--quorum", "9"), "there are 3 training hospitals"),
+        (("--held-out", "hospital-1, hospital-2,hospital-3, hospital-4"), "leave at least one to train"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_written(
+    tmp_path: Path, options: tuple[str, ...], reason: str
+) -> None:
+    out = tmp_path / "refused"
+    result = CliRunner().invoke(app, ["run", "--preset", "tiny", "--sites", "4", "--out", str(out), *options])
+    assert result.exit_code == 78
+    assert reason in result.stderr
+    assert not (out / "hospitals").exists()
+
+
+def test_a_folder_whose_name_names_no_study_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["run", "--preset", "tiny", "--out", str(tmp_path / "a b")])
+    assert result.exit_code == 78
+    assert "the folder names the study" in result.stderr
