@@ -1,7 +1,9 @@
 """Small hospitals, written and studied once for all tests of the simulation."""
 
 import importlib.util
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,13 @@ def _import_small_study() -> None:
 
 _import_small_study()
 from small_study import Simulate, study_arguments  # noqa: E402  (importable only from here on)
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_before() -> Iterator[None]:
+    """A command in this process logs to a stream that is closed after it."""
+    yield
+    logging.getLogger("dsan").handlers.clear()
 
 
 @pytest.fixture(scope="session")
