@@ -13,7 +13,7 @@ NOT_CODES = {"COVID-19"}
 def sources() -> str:
     packages = ("client", "server", "dsan_daemon", "dsan_model", "simulation")
     text = "".join(path.read_text() for package in packages for path in (ROOT / package).glob("*.py"))
-    return text.replace("{error.errno}", "N")  # SITE-OS-28 and its like share a paragraph
+    return text.replace("{number}", "N")  # SITE-OS-28 and its like share a paragraph
 
 
 def test_every_code_has_one_paragraph_in_the_reference_and_every_paragraph_a_code() -> None:
