@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -80,17 +81,33 @@ def create_console(folder: Path, token: str | None) -> FastAPI:
     return app
 
 
+@dataclass(frozen=True)
+class Access:
+    """What lets others than this computer's users in: a token, and TLS so that it is not overheard."""
+
+    token: str
+    certificate: Path
+    key: Path
+
+
 class ConsoleServer:
-    """Serves the console from a thread of its own; anywhere but on loopback it needs a token."""
+    """Serves the console from a thread of its own; anywhere but on loopback it needs `access`."""
 
     def __init__(
-        self, folder: Path, host: str = "127.0.0.1", port: int = 0, token: str | None = None
+        self, folder: Path, host: str = "127.0.0.1", port: int = 0, access: Access | None = None
     ) -> None:
-        if token is None and not _is_loopback(host):
+        if access is None and not is_loopback(host):
             raise ValueError(f"the console on {host} needs a token: without one it answers on loopback alone")
         self._address = (host, port)
-        app = create_console(folder, token)
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none")
+        config = uvicorn.Config(
+            create_console(folder, access.token if access else None),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            ssl_certfile=access.certificate if access else None,
+            ssl_keyfile=access.key if access else None,
+        )
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
 
@@ -128,7 +145,8 @@ def _knows(authorization: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached by this computer alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -9,20 +9,20 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dsan_model.metrics import ScoreCounts, auc
+from dsan_model.sampling import Branch
 from dsan_model.watch import BRANCHES
 from server import svg
 from server.ledger import read_ledger
-from server.round_files import RoundOutline, ValidationCounts, pooled, read_rounds, read_validation
+from server.round_files import RoundOutline, ValidationCounts, read_rounds, read_validation, validation_score
 from server.status import CentreStatus, RunStatus, SiteInRun, centre_status, duration, newest_run
 from server.status_text import MARKS, doing
 from server.svg import SOFT, Area, Axis
 
 TEMPLATE = "console.html.jinja"
 LINES_SHOWN = 200
-BRANCH_NAME = {"us": "US", "ss": "SS", "baseline": "RN34 + US"}
-BRANCH_COLOUR = {"us": "#0072b2", "ss": "#d55e00", "baseline": "#6e7681"}
-BRANCH_DASH = {"us": "none", "ss": "8 4", "baseline": "2 3"}
+BRANCH_NAME = {"us": "US", "ss": "SS", "baseline": "RN34 + US", "vbnet": "VB-Net"}
+BRANCH_COLOUR = {"us": "#0072b2", "ss": "#d55e00", "baseline": "#6e7681", "vbnet": "#009e73"}
+BRANCH_DASH = {"us": "none", "ss": "8 4", "baseline": "2 3", "vbnet": "none"}
 SITE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#5b6673")
 SITE_DASHES = ("none", "6 3", "2 3")  # of the second and third eight sites
 Points = Sequence[tuple[float, float | None]]
@@ -132,8 +132,8 @@ def _panels(run_folder: Path) -> dict[str, list[str]]:
     rounds, validation = read_rounds(run_folder), list(read_validation(run_folder))
     updates = _updates(run_folder)
     found = {
-        "pooled": [_pooled_auc(validation), _pooled_loss(rounds)] if rounds else [],
-        "sites": _site_aucs(validation),
+        "pooled": [_pooled_score(validation), _pooled_loss(rounds)] if rounds else [],
+        "sites": _site_scores(validation),
         "norms": [_update_panel(updates, branch, "relative_update") for branch in _present(updates)],
         "cosines": [
             _update_panel(updates, branch, "cosine")
@@ -144,18 +144,23 @@ def _panels(run_folder: Path) -> dict[str, list[str]]:
     return {name: panels for name, panels in found.items() if panels}
 
 
-def _pooled_auc(validation: Sequence[tuple[int, ValidationCounts]]) -> str:
-    """AUC of all sites' validation cases; round r has that of the weights after r - 1 rounds."""
+def _pooled_score(validation: Sequence[tuple[int, ValidationCounts]]) -> str:
+    """Of all sites' validation cases; round r has that of the weights after r - 1 rounds."""
     lines = [
         Line(
-            BRANCH_NAME[b],
-            _aucs([(n, pooled(c, b)) for n, c in validation]),
-            BRANCH_COLOUR[b],
-            BRANCH_DASH[b],
+            BRANCH_NAME[branch],
+            [(float(number), validation_score(counts, branch)) for number, counts in validation],
+            BRANCH_COLOUR[branch],
+            BRANCH_DASH[branch],
         )
-        for b in BRANCHES
+        for branch in BRANCHES
     ]
-    return _panel("AUC on the validation cases of all sites", lines, Look(low=None, high=1.0))
+    return _panel(f"{_measure(validation)} on the validation cases of all sites", lines, Look(high=1.0))
+
+
+def _measure(validation: Sequence[tuple[int, ValidationCounts]]) -> str:
+    branches = {branch for _, counts in validation for _, branch in counts}
+    return "Dice" if Branch.VBNET in branches else "AUC"
 
 
 def _pooled_loss(rounds: Sequence[RoundOutline]) -> str:
@@ -168,32 +173,24 @@ def _pooled_loss(rounds: Sequence[RoundOutline]) -> str:
             mean = sum(entry.losses[site, branch] * n for site, n in cases.items()) / total if total else None
             points.append((float(entry.round), mean))
         lines.append(Line(BRANCH_NAME[branch], points, BRANCH_COLOUR[branch], BRANCH_DASH[branch]))
-    return _panel("classification loss, mean over all cases", lines, Look(low=0.0))
+    return _panel("training loss, mean over all cases", lines, Look(low=0.0))
 
 
-def _site_aucs(validation: Sequence[tuple[int, ValidationCounts]]) -> list[str]:
+def _site_scores(validation: Sequence[tuple[int, ValidationCounts]]) -> list[str]:
     sites = sorted({site for _, counts in validation for site, _ in counts})
     panels = []
     for site in sites:
         lines = [
             Line(
-                BRANCH_NAME[b],
-                _aucs([(n, counts[site, b]) for n, counts in validation if (site, b) in counts]),
-                BRANCH_COLOUR[b],
-                BRANCH_DASH[b],
+                BRANCH_NAME[branch],
+                [(float(number), validation_score(counts, branch, site)) for number, counts in validation],
+                BRANCH_COLOUR[branch],
+                BRANCH_DASH[branch],
             )
-            for b in BRANCHES
+            for branch in BRANCHES
         ]
         panels.append(_panel(site, lines, Look(254, 150, low=0.0, high=1.0, has_legend=False)))
     return panels
-
-
-def _aucs(scores: Sequence[tuple[int, ScoreCounts]]) -> Points:
-    points: list[tuple[float, float | None]] = []
-    for number, counts in scores:
-        found = auc(counts.histogram())
-        points.append((float(number), None if found is None else found[0]))
-    return points
 
 
 def _updates(run_folder: Path) -> list[dict[str, object]]:

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dsan_model.metrics import ScoreCounts
+from dsan_model.dice import DiceCounts
+from dsan_model.metrics import ScoreCounts, auc
+from dsan_model.sampling import Branch
 
-ValidationCounts = dict[tuple[str, str], ScoreCounts]  # site, branch
+ValidationCounts = dict[tuple[str, str], ScoreCounts | DiceCounts]  # site, branch
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,20 @@ def read_validation(run_folder: Path, newest_first: bool = False) -> Iterator[tu
             counts = load_file(path)
             yield (
                 int(path.parent.name),
-                {_site_and_branch(key): ScoreCounts(value) for key, value in counts.items() if "/" in key},
+                dict(_counts(key, values) for key, values in counts.items() if "/" in key),
             )
         except (OSError, ValueError, SafetensorError):
             continue
 
 
-def pooled(counts: ValidationCounts, branch: str) -> ScoreCounts:
-    """The counts of all sites together."""
-    return sum((scores for (_, of), scores in counts.items() if of == branch), ScoreCounts.empty())
+def validation_score(counts: ValidationCounts, branch: str, site: str | None = None) -> float | None:
+    """AUC of a branch, of VB-Net the mean Dice, at one site or (None) pooled; None if it is not defined."""
+    chosen = [of for (at, name), of in counts.items() if name == branch and site in (None, at)]
+    if branch == Branch.VBNET:
+        return sum((of for of in chosen if isinstance(of, DiceCounts)), DiceCounts.empty()).score
+    scores = sum((of for of in chosen if isinstance(of, ScoreCounts)), ScoreCounts.empty())
+    found = auc(scores.histogram())
+    return None if found is None else found[0]
 
 
 def _outline(state: dict[str, Any]) -> RoundOutline:
@@ -105,6 +114,6 @@ def _outline(state: dict[str, Any]) -> RoundOutline:
     )
 
 
-def _site_and_branch(key: str) -> tuple[str, str]:
+def _counts(key: str, values: npt.NDArray[np.int64]) -> tuple[tuple[str, str], ScoreCounts | DiceCounts]:
     site, _, branch = key.rpartition("/")
-    return site, branch
+    return (site, branch), DiceCounts(values) if branch == Branch.VBNET else ScoreCounts(values)

@@ -13,10 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dsan_model.metrics import auc
 from dsan_model.watch import BRANCHES, PHASES
 from server.ledger import read_ledger
-from server.round_files import pooled, read_rounds, read_validation
+from server.round_files import read_rounds, read_validation, validation_score
 from server.status import CentreStatus, RunStatus, SiteInRun, centre_status
 
 RUN_STATES = (
@@ -175,13 +174,15 @@ def _ledger(run: RunStatus, run_folder: Path) -> Iterator[Metric]:
 
 def _validation(run: RunStatus, run_folder: Path) -> Metric:
     gauge = GaugeMetricFamily(
-        "dsan_validation_auc", "Pooled AUC of the newest validated weights.", labels=["study", "branch"]
+        "dsan_validation_score",
+        "Pooled AUC, of VB-Net the mean Dice, of the newest validated weights.",
+        labels=["study", "branch"],
     )
     _, counts = next(read_validation(run_folder, newest_first=True), (0, {}))
     for branch in BRANCHES:
-        found = auc(pooled(counts, branch).histogram())
+        found = validation_score(counts, branch)
         if found is not None:
-            gauge.add_metric([run.study, branch], found[0])
+            gauge.add_metric([run.study, branch], found)
     return gauge
 
 

@@ -45,7 +45,7 @@ def test_the_study_its_round_and_its_updates_are_counted(centre: Path) -> None:
     assert found['dsan_updates_accepted_total{study="eight"}'] == 10
     assert found['dsan_updates_missing_total{code="SITE-GPU-MEMORY",study="eight"}'] == 2
     assert found['dsan_bytes_to_sites_total{study="eight"}'] == 6000
-    assert 0.5 < found['dsan_validation_auc{branch="us",study="eight"}'] < 1
+    assert 0.5 < found['dsan_validation_score{branch="us",study="eight"}'] < 1
 
 
 def test_an_update_counts_once_by_its_last_word(centre: Path) -> None:
