@@ -90,3 +90,18 @@ def open_centre(folder: Path) -> tuple[Centre, ServerConfig]:
             ExitCode.BAD_CONFIGURATION,
         )
     return centre, read_configuration(centre.settings, ServerConfig)
+
+
+def run_folder_of(centre: Centre, run: str) -> Path:
+    """The folder of a run that is there. Raises RefusedError RUN-UNKNOWN."""
+    folder = centre.run(run)
+    if folder.parent != centre.runs or not (folder / "study.toml").exists():
+        known = ", ".join(sorted(path.parent.name for path in centre.runs.glob("*/study.toml"))) or "none"
+        raise RefusedError(
+            "RUN-UNKNOWN",
+            str(centre.runs),
+            f"there is no run {run!r}; there are: {known}",
+            "Give the name of a study that was started with `dsan-server train`.",
+            ExitCode.BAD_DATA,
+        )
+    return folder

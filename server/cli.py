@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,6 +190,35 @@ def stop(
 
 
 @app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The study's name; the newest by default.")
+    ] = None,
+    folder: Folder = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep it up to date until Ctrl-C.")] = False,
+) -> None:
+    """Sites x rounds: who trained, who works on what, who is late and why.
+
+    Example: dsan-server status --watch
+    """
+    with _coded_exit():
+        from server.centre import open_centre, run_folder_of
+        from server.status_text import status_json, status_text, watch_status
+
+        centre, _ = open_centre(folder)
+        if run is not None:
+            run_folder_of(centre, run)
+        if as_json:
+            _print(status_json(centre.folder, run))
+        elif watch:
+            with suppress(KeyboardInterrupt):
+                watch_status(centre.folder, run)
+        else:
+            _print(status_text(centre.folder, run).rstrip())
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")], folder: Folder = HERE
 ) -> None:
@@ -198,10 +227,9 @@ def report(
     Example: dsan-server report first-study
     """
     with _coded_exit():
-        from server.centre import open_centre
+        from server.centre import open_centre, run_folder_of
         from server.report import write_report
         from server.report_input import ReportError
-        from server.run_commands import run_folder_of
 
         centre, _ = open_centre(folder)
         try:

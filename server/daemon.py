@@ -18,7 +18,7 @@ from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
 from dsan_daemon.processes import Supervisor, supervised
 from server.centre import Centre, ServerConfig
-from server.console import ConsoleServer
+from server.console import Access, ConsoleServer, is_loopback
 from server.daemon_lock import alone
 from server.membership import reconcile_nodes
 from server.proxy import Behind, write_proxy
@@ -100,10 +100,13 @@ class _Daemon:
         return SiteWatchServer(f"{LOOPBACK}:0", self._proxy_secret(), self._centre.state)
 
     def _console(self) -> ConsoleServer:
-        config = self._config
-        is_loopback = config.console_listen in ("127.0.0.1", "::1", "localhost")
-        token = None if is_loopback else _secret(self._centre.state / "console.token")
-        return ConsoleServer(self._centre.folder, config.console_listen, config.console_port, token)
+        listen, port = self._config.console_listen, self._config.console_port
+        if is_loopback(listen):
+            return ConsoleServer(self._centre.folder, listen, port)
+        token, tls = self._centre.state / "console.token", self._centre.tls
+        access = Access(_secret(token), tls / "server.crt", tls / "server.key")
+        log.info("the console on https://%s:%d asks for the token in %s", listen, port, token)
+        return ConsoleServer(self._centre.folder, listen, port, access)
 
     def _start_programs(self, site_watch_port: int) -> None:
         state, port = self._centre.state, self._superlink_port

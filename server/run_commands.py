@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.centre import Centre
+from server.centre import Centre, run_folder_of
 from server.daemon_lock import is_daemon_running
 from server.headline import results_table
 from server.orders import EVERY_SITE, give_order, withdraw_orders
@@ -152,21 +152,6 @@ def _tell_failures(centre: Centre, wish: Wish, told: int) -> int:
 
 def _wish(centre: Centre, run: str) -> Wish | None:
     return next((wish for wish in read_wishes(centre) if wish.run == run), None)
-
-
-def run_folder_of(centre: Centre, run: str) -> Path:
-    """The folder of a run that is there. Raises RefusedError RUN-UNKNOWN."""
-    folder = centre.run(run)
-    if folder.parent != centre.runs or not (folder / "study.toml").exists():
-        known = ", ".join(sorted(path.parent.name for path in centre.runs.glob("*/study.toml"))) or "none"
-        raise RefusedError(
-            "RUN-UNKNOWN",
-            str(centre.runs),
-            f"there is no run {run!r}; there are: {known}",
-            "Give the name of a study that was started with `dsan-server train`.",
-            ExitCode.BAD_DATA,
-        )
-    return folder
 
 
 def _require_daemon(centre: Centre) -> None:

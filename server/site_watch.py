@@ -80,10 +80,11 @@ class SiteWatchServer:
     def start(self) -> int:
         """Listen; returns the port. RuntimeError if the address cannot be bound."""
         workers = ThreadPoolExecutor(MOST_STREAMS, thread_name_prefix="site-watch")
-        self._server = grpc.server(workers, options=OPTIONS, maximum_concurrent_rpcs=MOST_STREAMS)
-        add_SiteWatchServicer_to_server(self._service, self._server)
-        port = self._server.add_insecure_port(self._address)
-        self._server.start()
+        server = grpc.server(workers, options=OPTIONS, maximum_concurrent_rpcs=MOST_STREAMS)
+        add_SiteWatchServicer_to_server(self._service, server)
+        port = server.add_insecure_port(self._address)
+        server.start()
+        self._server = server
         self._keeping_file.start()
         return port
 

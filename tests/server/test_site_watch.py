@@ -338,3 +338,4 @@ def test_a_port_that_is_taken_is_an_error_not_shared(centre: Centre) -> None:
     second = SiteWatchServer(f"127.0.0.1:{centre.port}", None, centre.state)
     with pytest.raises(RuntimeError):
         second.start()
+    second.stop()

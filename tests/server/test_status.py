@@ -2,6 +2,12 @@
 
 import fcntl
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +16,10 @@ from pathlib import Path
 
 import pytest
 from centre_folder import write_centre, write_watched
+from click.testing import Result
+from typer.testing import CliRunner
 
+from server.cli import app
 from server.ledger import append_event
 from server.round_files import StudyOutline
 from server.status import SiteInRun, centre_status, duration, newest_run
@@ -186,3 +195,47 @@ def test_the_defaults_of_the_outline_are_those_of_a_study() -> None:
     outline, study = StudyOutline("n"), StudyConfig(name="n")
     assert (outline.rounds, outline.deadline_h) == (study.rounds, study.participation.deadline_h)
     assert (outline.training, outline.held_out) == (study.sites.training, study.sites.held_out)
+
+
+def command(folder: Path, *arguments: str) -> Result:
+    (folder / "server.toml").write_text('host = "centre"\n')
+    return CliRunner().invoke(app, ["status", "--dir", str(folder), *arguments])
+
+
+def test_the_command_prints_the_matrix_as_text_and_as_json(running: Path) -> None:
+    assert "✓✓▶" in command(running).output
+    assert json.loads(command(running, "eight", "--json").output)["run"]["name"] == "eight"
+
+
+def test_a_run_that_is_not_there_is_refused_by_name(running: Path) -> None:
+    refused = command(running, "nine")
+    assert refused.exit_code == 65
+    assert "RUN-UNKNOWN" in refused.output
+    assert "eight" in refused.output
+
+
+def test_watching_shows_changes_in_the_terminal_until_it_is_interrupted(running: Path) -> None:
+    (running / "server.toml").write_text('host = "centre"\n')
+    ours, theirs = pty.openpty()
+    program = [sys.executable, "-c", "from server.cli import main; main()", "status", "--watch"]
+    process = subprocess.Popen([*program, "--dir", str(running)], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        read_until(ours, "30/120")
+        known = read_watch(running / "state")["east"]
+        write_watched(running, east=replace(known, status=replace(known.status, done=77)))
+        read_until(ours, "77/120")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, words: str) -> None:
+    said, deadline = "", time.monotonic() + 30
+    while words not in said:
+        assert time.monotonic() < deadline, said
+        if select.select([terminal], [], [], 0.2)[0]:
+            said += os.read(terminal, 65536).decode(errors="replace")
