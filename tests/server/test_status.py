@@ -112,7 +112,9 @@ def test_a_round_that_takes_much_longer_than_usual_is_named(running: Path) -> No
     assert site(running, "east").late.startswith("slow: ")
 
 
-@pytest.mark.parametrize(("event", "state"), [("paused", "paused"), ("incomplete", "incomplete")])
+@pytest.mark.parametrize(
+    ("event", "state"), [("paused", "paused"), ("stopped", "stopped"), ("incomplete", "incomplete")]
+)
 def test_a_run_that_ended_is_what_its_ledger_says(tmp_path: Path, event: str, state: str) -> None:
     run = write_centre(tmp_path)
     append_event(run, event, "why")
