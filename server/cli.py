@@ -250,9 +250,8 @@ def export(
     Example: dsan-server export first-study first-model
     """
     with _coded_exit():
-        from server.centre import open_centre
+        from server.centre import open_centre, run_folder_of
         from server.export import export_package
-        from server.run_commands import run_folder_of
 
         centre, _ = open_centre(folder)
         _print(f"model package: {export_package(run_folder_of(centre, run), out)}")
