@@ -66,7 +66,7 @@ http {{
 
         location /v1/fleet/ {{
             if ($request_uri !~ "^/v1/fleet/[a-z-]+$") {{ return 404; }}
-            if ($request_method != POST) {{ return 404; }}
+            if ($request_method !~ "^(GET|POST)$") {{ return 404; }}  # sites knock with GET
             client_max_body_size {largest_upload};
             client_body_timeout 300s;
             proxy_http_version 1.1;

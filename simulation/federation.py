@@ -4,6 +4,7 @@ What an operator and eight engineers do by hand (docs/how-to/run-the-server.md) 
 commands, dsan-server and dsan-client, each in a process of its own. Nothing of them is imported.
 """
 
+import json
 import logging
 import os
 import re
@@ -19,11 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
+from dsan_daemon.processes import end_leftovers, started_at
 from server.run_folder import study_toml
 from server.study import StudyConfig
 
 READY_S = 300.0
+RECORD = "processes.json"  # of the daemons, for a command that comes after a killed one
 STOP_S = 45.0  # a daemon leaves within 30 s
 
 log = logging.getLogger("dsan.simulation")
@@ -46,9 +50,23 @@ class Federation:
         """The centre's folder."""
         return self.folder / "centre"
 
-    def server(self, *arguments: str | Path) -> int:
+    def server(self, *arguments: str | Path, stdout: TextIO | None = None) -> int:
         """Run dsan-server in the centre's folder; its exit code."""
-        return self._run("server.cli", *arguments, "--dir", self.centre)
+        return self._run("server.cli", *arguments, "--dir", self.centre, stdout=stdout)
+
+    def study(self, *arguments: str | Path, stdout: TextIO | None = None) -> int:
+        """Run `dsan-server train` or `resume` to its end; FederationError if a daemon ends before it does."""
+        arguments = (*arguments, "--dir", self.centre)
+        _tell("server.cli", arguments)
+        command = _command("server.cli", arguments)
+        with subprocess.Popen(command, env=_environment(), stdout=stdout) as process:
+            try:
+                while process.poll() is None:
+                    self.require_alive()
+                    time.sleep(0.5)
+            finally:
+                process.terminate()
+        return process.returncode
 
     def client(self, *arguments: str | Path) -> int:
         """Run dsan-client; its exit code."""
@@ -59,8 +77,14 @@ class Federation:
         _tell(module, arguments)
         with (self.folder / f"{name}.log").open("ab") as output:
             self.daemons[name] = subprocess.Popen(
-                _command(module, arguments), env=_environment(), stdout=output, stderr=output
+                _command(module, arguments),
+                env=_environment(),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
+        pids = [process.pid for process in self.daemons.values() if process.poll() is None]
+        (self.folder / RECORD).write_text(json.dumps({str(pid): started_at(pid) for pid in pids}))
 
     def require_alive(self) -> None:
         """FederationError if a daemon has ended."""
@@ -79,15 +103,15 @@ class Federation:
                 process.kill()
                 process.wait()
 
-    def _run(self, module: str, *arguments: str | Path) -> int:
+    def _run(self, module: str, *arguments: str | Path, stdout: TextIO | None = None) -> int:
         _tell(module, arguments)
-        return subprocess.run(_command(module, arguments), env=_environment()).returncode
+        return subprocess.run(_command(module, arguments), env=_environment(), stdout=stdout).returncode
 
 
 def run_federation(folder: Path, hospitals: tuple[Path, ...], study: StudyConfig) -> int:
     """Bring everything up, run the study, print its headline, stop everything; the exit code of `train`."""
     federation = Federation(folder.resolve(), hospitals)
-    with _stopped_at_the_end(federation):
+    with stopped_at_the_end(federation):
         for hospital in hospitals:
             require_done(federation.client("prepare", "--config", hospital / "site.toml"))
         address, health_port = found_on_free_ports(federation)
@@ -104,13 +128,13 @@ def run_federation(folder: Path, hospitals: tuple[Path, ...], study: StudyConfig
             federation.start(hospital.name, "client.cli", "start", "--config", hospital / "site.toml")
         path = federation.centre / f"{study.name}.toml"
         path.write_text(study_toml(study), encoding="utf-8")
-        code = federation.server("train", path)
-        federation.require_alive()
-        return code
+        return federation.study("train", path)
 
 
 @contextmanager
-def _stopped_at_the_end(federation: Federation) -> Iterator[None]:
+def stopped_at_the_end(federation: Federation) -> Iterator[None]:
+    """End all daemons with the block, and before it those that a killed command left in the folder."""
+    end_leftovers(federation.folder / RECORD)
     try:
         yield
     finally:
@@ -118,9 +142,9 @@ def _stopped_at_the_end(federation: Federation) -> Iterator[None]:
         federation.stop()
 
 
-def found_on_free_ports(federation: Federation) -> tuple[str, int]:
+def found_on_free_ports(federation: Federation, stdout: TextIO | None = None) -> tuple[str, int]:
     """A centre on free ports; returns the address for the sites and the port of its health."""
-    require_done(federation.server("init", "--host", "127.0.0.1"))
+    require_done(federation.server("init", "--host", "127.0.0.1", stdout=stdout))
     settings = federation.centre / "server.toml"
     text = settings.read_text(encoding="utf-8")
     ports = dict(zip(("port", "console_port", "health_port"), _free_ports(3), strict=True))
@@ -165,10 +189,18 @@ def _environment() -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    """Ports that are free now; the one after the first is too (SiteWatch, without a proxy)."""
+    while True:
+        probes = [socket.socket() for _ in range(count + 1)]
+        try:
+            for probe in probes[:-1]:
+                probe.bind(("127.0.0.1", 0))
+            ports = [int(probe.getsockname()[1]) for probe in probes[:-1]]
+            probes[-1].bind(("127.0.0.1", ports[0] + 1))
+        except (OSError, OverflowError):
+            continue
+        else:
+            return ports
+        finally:
+            for probe in probes:
+                probe.close()

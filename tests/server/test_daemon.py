@@ -107,11 +107,10 @@ def test_nobody_reaches_anything_but_the_fleet_interface_from_outside(running: A
     assert [line for line in requests if not any(f"POST {path}" in line for path in ours)] == []
 
 
-@pytest.mark.parametrize(
-    "line", ["GET /v1/fleet/pull-messages HTTP/1.1", "PUT /v1/fleet/pull-messages HTTP/1.1"]
-)
-def test_the_fleet_interface_takes_post_alone(running: Any, line: str) -> None:
-    assert raw_status(running, line) == 404
+@pytest.mark.parametrize(("method", "status"), [("GET", 405), ("PUT", 404), ("OPTIONS", 404), ("TRACE", 405)])
+def test_the_fleet_interface_takes_no_other_method_than_post(running: Any, method: str, status: int) -> None:
+    """A site knocks with GET: 405 is the SuperLink's own answer, by which it knows that it is there."""
+    assert raw_status(running, f"{method} /v1/fleet/activate-node HTTP/1.1") == status
 
 
 def test_nothing_is_served_in_the_clear(running: Any) -> None:
