@@ -33,7 +33,7 @@ def draw_panels(
 ) -> None:
     """Draw up to `request.panels` COVID-19 cases, one of each ratio group first, into the panel folder.
 
-    panels.json beside them lists them with label, infection ratio and P(COVID-19).
+    SET.json beside them (validation or held-out) lists them with label, infection ratio and P(COVID-19).
     """
     folder = site.panel_folder / request.terms.digest[:16]
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
+
 from dsan_model.configuration import parse_configuration
+from dsan_model.network import AttentionResNet, NetworkConfig
 from server.study import StudyConfig, segmentation_table
 
 
@@ -46,7 +49,17 @@ CLASSIFICATION, SEGMENTATION = ("input", "network", "training", "aggregation"), 
 
 def differences_from_paper(study: StudyConfig) -> list[Difference]:
     """Every difference: first what is so in any federated study, then what this one's settings change."""
-    return [*_universal(study), *_by_settings(study)]
+    by_settings = _by_settings(study)
+    if any(difference.key.startswith("network.") for difference in by_settings):
+        by_settings.append(_parameters(study))
+    return [*_universal(study), *by_settings]
+
+
+def _parameters(study: StudyConfig) -> Difference:
+    with torch.device("meta"):  # counted, not made
+        networks = [AttentionResNet(config) for config in (NetworkConfig(), study.network_config)]
+    paper, here = (sum(p.numel() for p in network.parameters()) for network in networks)
+    return Difference("", "Parameters of the network", f"{paper:,}", f"{here:,}")
 
 
 def _universal(study: StudyConfig) -> list[Difference]:

@@ -11,7 +11,7 @@ def changed(**values: Any) -> StudyConfig:
 
 
 def settings_that_differ(study: StudyConfig) -> list[tuple[str, str, str]]:
-    return [(d.key, d.paper, d.here) for d in differences_from_paper(study)[2:]]
+    return [(d.key, d.paper, d.here) for d in differences_from_paper(study)[2:] if d.key]
 
 
 def test_the_papers_values_leave_what_is_so_in_every_federated_study() -> None:
@@ -32,6 +32,11 @@ def test_the_demo_says_everything_that_it_changes() -> None:
         table, _, key = what.partition(".")
         paper[table] = {**paper[table], key: getattr(getattr(study, table), key)}
     assert StudyConfig.model_validate(paper) == study  # the paper and these differences make the demo
+
+
+def test_a_smaller_network_is_told_by_its_parameters_too() -> None:
+    parameters = differences_from_paper(preset_study("demo", "study", 0))[-1]
+    assert (parameters.paper, parameters.here) == ("63,470,145", "224,873")
 
 
 def test_a_difference_in_any_table_is_told() -> None:
