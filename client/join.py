@@ -9,6 +9,7 @@ from client.keys import CA_CERTIFICATE, NODE_KEY
 from client.kit import check_kit, read_kit, store_kit
 from client.site import SiteConfig, read_site
 from client.site_folder import add_server
+from dsan_daemon.fingerprints import certificate_fingerprint
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ def require_joined(site: SiteConfig) -> None:
 
 def join_text(result: JoinResult, config: Path) -> str:
     """What was done, and what comes next."""
-    lines = [*result.changes, f"connected: {result.site.server.address} takes {result.site.name}", ""]
+    authority = certificate_fingerprint((result.site.keys_folder / CA_CERTIFICATE).read_bytes())
+    lines = [
+        *result.changes,
+        f"authority  {authority}",
+        "           compare it with the operator by telephone",
+    ]
+    lines += [f"connected: {result.site.server.address} takes {result.site.name}", ""]
     if result.contact.clock_ahead_s is not None:
         lines.insert(-1, f"clock      {result.contact.clock_ahead_s:+.0f} s against the centre's")
     return "\n".join([*lines, f"next: dsan-client start --config {config}"])

@@ -3,8 +3,6 @@
 `keys/` is the site's alone: the private keys never leave it, and no command overwrites them.
 """
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from client.findings import Finding, FindingError
 from dsan_daemon.files import PRIVATE, write_atomically
+from dsan_daemon.fingerprints import key_fingerprint
 
 NODE_KEY, NODE_PUBLIC = "node.key", "node.pub"
 WATCH_KEY, WATCH_REQUEST, WATCH_CERTIFICATE = "watch.key", "watch.csr", "watch.crt"
@@ -40,8 +39,7 @@ class PublicKeys:
     @property
     def fingerprint(self) -> str:
         """Of the node's key, as `ssh-keygen -l` prints it: what two people compare over the telephone."""
-        blob = base64.b64decode(self.node.split()[1])
-        return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        return key_fingerprint(self.node)
 
 
 def make_keys(folder: Path, site: str) -> PublicKeys:

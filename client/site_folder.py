@@ -10,6 +10,7 @@ from client.keys import PublicKeys, make_keys
 from client.site import SITE_FILE, SiteConfig, read_site
 from dsan_daemon.bundle import release
 from dsan_daemon.files import write_atomically
+from dsan_daemon.fingerprints import request_fingerprint
 
 ENROL_FORMAT = 1
 
@@ -64,10 +65,11 @@ def init_text(result: InitResult) -> str:
     """What was done, the fingerprint to compare, and what comes next."""
     name = result.request.name
     lines = [*(result.changes or ["nothing was changed"]), ""]
-    lines.append(f"fingerprint  {result.request.fingerprint}")
+    lines.append(f"node key     {result.request.fingerprint}")
+    lines.append(f"watch key    {request_fingerprint(result.request.certificate_request)}")
     lines.append("")
-    lines.append(f"next: send {result.request_file} to the operator of {result.address}, and compare the")
-    lines.append("      fingerprint with them by telephone. They answer with a file:")
+    lines.append(f"next: send {result.request_file} to the operator of {result.address}, and compare both")
+    lines.append("      fingerprints with them by telephone. They answer with a file:")
     lines.append(f"      dsan-client join {name}.kit.json --config {result.request_file.parent / SITE_FILE}")
     return "\n".join(lines)
 

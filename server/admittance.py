@@ -1,7 +1,5 @@
 """`dsan-server enrol` and `revoke`: which sites may take part, by the keys that were made at the sites."""
 
-import base64
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsan_daemon.bundle import bundle_digest, release
 from dsan_daemon.files import write_atomically
+from dsan_daemon.fingerprints import key_fingerprint, request_fingerprint
 from server.centre import Centre, ServerConfig
 from server.certificates import (
     certificate_pem,
@@ -89,7 +88,7 @@ def enrol_site(centre: Centre, config: ServerConfig, file: Path) -> Admitted:
         }
         write_atomically(centre.kit(request.name), json.dumps(kit, indent=1).encode() + b"\n")
         write_site(centre, site)
-    watch = _fingerprint(key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    watch = request_fingerprint(request.certificate_request)
     return Admitted(request.name, fingerprint, watch, request.release, centre.kit(request.name))
 
 
@@ -199,7 +198,7 @@ def _checked_fingerprint(request: _Request, file: Path) -> str:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         kind = encoded.split()[0].decode()
         raise _refused("ENROL-KEY", file, f"public_key is of kind {kind}, not ecdsa-sha2-nistp384", _AGAIN)
-    found = _fingerprint(encoded)
+    found = key_fingerprint(request.public_key)
     if found != request.fingerprint:
         message = f"the fingerprint of public_key is {found}, the file says {request.fingerprint}"
         raise _refused("ENROL-FINGERPRINT", file, message, _AGAIN)
@@ -233,12 +232,6 @@ def _require_new(
         )
         raise _refused("ENROL-NAME-TWICE", file, message, fix)
     return known.enrolments
-
-
-def _fingerprint(public_key: bytes) -> str:
-    """As `ssh-keygen -l` prints it: SHA-256 of the key's blob, base64 without padding."""
-    blob = base64.b64decode(public_key.split()[1])
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _bracketed(host: str) -> str:

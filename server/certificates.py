@@ -3,7 +3,6 @@
 EC P-384. Extensions are complete, so that strict verifiers (Python 3.13, gRPC, OpenSSL 3) accept the chain.
 """
 
-import hashlib
 import ipaddress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,12 +77,6 @@ def revoke_certificate(tls: Path, serial: int) -> None:
 def certificate_pem(certificate: x509.Certificate) -> bytes:
     """A certificate as text."""
     return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def certificate_fingerprint(certificate: x509.Certificate) -> str:
-    """As `openssl x509 -noout -fingerprint -sha256` prints it, without the name in front."""
-    digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest().upper()
-    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
 def _new_authority(host: str) -> Authority:

@@ -4,11 +4,10 @@ import ipaddress
 import re
 from pathlib import Path
 
-from cryptography import x509
-
 from dsan_daemon.files import write_atomically
+from dsan_daemon.fingerprints import certificate_fingerprint
 from server.centre import Centre
-from server.certificates import certificate_fingerprint, found_authority
+from server.certificates import found_authority
 from server.refusals import ExitCode, RefusedError
 
 _HOST = re.compile(
@@ -103,7 +102,7 @@ def found_centre(folder: Path, host: str) -> str:
 
 def authority_fingerprint(centre: Centre) -> str:
     """SHA-256 of the authority's certificate: what operator and site compare by telephone."""
-    return certificate_fingerprint(x509.load_pem_x509_certificate((centre.tls / "ca.crt").read_bytes()))
+    return certificate_fingerprint((centre.tls / "ca.crt").read_bytes())
 
 
 def _require_host(host: str) -> None:
