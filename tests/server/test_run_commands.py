@@ -1,0 +1,180 @@
+"""train, resume and stop: what they refuse, and what they leave for the daemon."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import server.run_commands
+from server.centre import Centre, open_centre
+from server.cli import app
+from server.daemon_lock import alone, is_daemon_running
+from server.founding import found_centre
+from server.ledger import append_event
+from server.orders import waiting_orders
+from server.refusals import ExitCode, RefusedError
+from server.run_commands import follow_study, resume_study, stop_study, train_study
+from server.sites import EnrolledSite, now, write_site
+from server.study import read_study
+from server.wishes import Attempt, end_wish, make_wish, read_wishes, write_attempt
+
+
+@pytest.fixture
+def centre(tmp_path: Path) -> Centre:
+    found_centre(tmp_path / "centre", "127.0.0.1")
+    centre = open_centre(tmp_path / "centre")[0]
+    for name in ("north", "south"):
+        revoked = now() if name == "south" else None
+        site = EnrolledSite(
+            name=name,
+            public_key="",
+            fingerprint="",
+            certificate_serial="1",
+            enrolled_at=now(),
+            revoked_at=revoked,
+        )
+        write_site(centre, site)
+    return centre
+
+
+@pytest.fixture
+def daemon(centre: Centre) -> Iterator[None]:
+    """The lock that a daemon holds, and what it says of itself."""
+    with alone(centre):
+        (centre.state / "daemon.json").write_text(json.dumps({"insecure": False}))
+        yield
+
+
+def study(centre: Centre, *training: str) -> Path:
+    path = centre.folder / "mine.toml"
+    path.write_text(f'name = "mine"\n[sites]\ntraining = {json.dumps(training)}\n')
+    return path
+
+
+@pytest.mark.parametrize("command", [["train", "study.toml"], ["resume", "x"], ["stop", "x"]])
+def test_without_a_daemon_nothing_is_started(
+    centre: Centre, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(centre.folder)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == ExitCode.UNREACHABLE
+    assert "DAEMON-DOWN" in done.stderr
+    assert list(centre.runs.iterdir()) == []
+
+
+def test_a_study_gets_its_run_folder_and_is_asked_for(centre: Centre, daemon: None) -> None:
+    train_study(centre, study(centre, "north"))
+    assert read_study(centre.run("mine") / "study.toml").sites.training == ("north",)
+    assert [(wish.run, wish.wanted) for wish in read_wishes(centre)] == [("mine", "running")]
+
+
+@pytest.mark.parametrize("name", ["west", "south"])
+def test_a_study_names_enrolled_sites_alone(centre: Centre, daemon: None, name: str) -> None:
+    with pytest.raises(RefusedError, match=f"STUDY-SITES.*not enrolled: {name}; enrolled are: north"):
+        train_study(centre, study(centre, "north", name))
+    assert not centre.run("mine").exists()
+
+
+def test_the_name_of_a_run_is_given_once(centre: Centre, daemon: None) -> None:
+    train_study(centre, study(centre, "north"))
+    with pytest.raises(RefusedError, match="RUN-EXISTS"):
+        train_study(centre, study(centre, "north"))
+
+
+def test_a_study_that_is_wrong_exits_78_and_names_the_key(centre: Centre, daemon: None) -> None:
+    path = study(centre)
+    path.write_text(path.read_text().replace("training", "trainning"))
+    done = CliRunner().invoke(app, ["train", str(path), "--dir", str(centre.folder)])
+    assert done.exit_code == ExitCode.BAD_CONFIGURATION
+    assert "did you mean 'training'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["other", "../mine", "mine/rounds", "."])
+def test_an_unknown_run_is_refused(centre: Centre, daemon: None, name: str) -> None:
+    train_study(centre, study(centre, "north"))
+    for command in (resume_study, stop_study):
+        with pytest.raises(RefusedError, match=r"RUN-UNKNOWN.*there are: mine"):
+            command(centre, name)
+
+
+def test_resume_watches_a_study_that_runs_and_asks_for_one_that_does_not(
+    centre: Centre, daemon: None
+) -> None:
+    wish = train_study(centre, study(centre, "north"))
+    assert resume_study(centre, "mine") == wish
+    end_wish(centre, wish)
+    assert resume_study(centre, "mine") != wish
+    end_wish(centre, wish)
+    (centre.run("mine") / "results.json").write_text('{"complete": true}')
+    assert resume_study(centre, "mine") is None
+
+
+def test_stop_tells_the_sites_and_waits_for_the_daemon_and_resume_takes_the_order_back(
+    centre: Centre, daemon: None
+) -> None:
+    train_study(centre, study(centre, "north"))
+
+    def carry_out() -> None:
+        while not (wishes := [wish for wish in read_wishes(centre) if wish.wanted == "stopped"]):
+            time.sleep(0.05)
+        end_wish(centre, wishes[0])
+
+    thread = threading.Thread(target=carry_out)
+    thread.start()
+    stop_study(centre, "mine")
+    thread.join()
+    (order,) = waiting_orders(centre.state).values()
+    assert (order.site, order.order, order.study) == ("*", "stop", "mine")
+    with pytest.raises(RefusedError, match="RUN-IDLE"):
+        stop_study(centre, "mine")
+    resume_study(centre, "mine")
+    assert waiting_orders(centre.state) == {}
+
+
+def test_a_study_that_does_not_stop_is_said(
+    centre: Centre, daemon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.run_commands, "STOP_S", 0.2)
+    train_study(centre, study(centre, "north"))
+    with pytest.raises(RefusedError, match="RUN-HANGS"):
+        stop_study(centre, "mine")
+
+
+def test_following_repeats_the_log_and_ends_with_the_study(
+    centre: Centre, daemon: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wish = train_study(centre, study(centre, "north"))
+    (centre.run("mine") / "study.log").write_text("")
+
+    def work() -> None:
+        time.sleep(0.7)
+        write_attempt(centre, wish, Attempt(asked_at=wish.asked_at, failures=1, last_failure="it fell"))
+        time.sleep(0.7)
+        (centre.run("mine") / "study.log").write_text("round 1/2\n")
+        append_event(centre.run("mine"), "paused", "north is late")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    outcome = follow_study(centre, wish)
+    thread.join()
+    told = capsys.readouterr().err
+    assert "ended without a result (it fell)" in told
+    assert told.endswith("round 1/2\n")
+    assert outcome.exit_code == ExitCode.FAILED
+    assert "paused" in outcome.text
+
+
+def test_an_end_before_the_wish_is_not_its_end(centre: Centre) -> None:
+    with alone(centre):
+        (centre.state / "daemon.json").write_text(json.dumps({"insecure": True}))
+        train_study(centre, study(centre, "anyone"))
+        append_event(centre.run("mine"), "paused", "before")
+        end_wish(centre, read_wishes(centre)[0])
+        wish = make_wish(centre, "mine", "running")
+    assert not is_daemon_running(centre)
+    outcome = follow_study(centre, wish)  # the daemon has gone
+    assert outcome.exit_code == ExitCode.UNREACHABLE
