@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.keys import CA_CERTIFICATE, NODE_KEY
 
 TIMEOUT_S = 10.0
-PROBE_PATH = "/v1/fleet/activate-node"  # asked with GET, which the SuperLink refuses: it was reached
+PROBE_PATH = "/v1/fleet/pull-messages"  # asked without a key, which a SuperLink refuses: it was reached
 HEARTBEAT_S = 30
 NOT_YET_VALID, EXPIRED = 9, 10  # OpenSSL's verify codes
 OTHER_NAME = (62, 64)
@@ -56,7 +57,7 @@ def reach(address: str, ca_certificate: Path | None) -> Contact:
     try:
         context = None if ca_certificate is None else ssl.create_default_context(cafile=str(ca_certificate))
         connection = _connection(host, port, context, tunnel)
-        connection.request("GET", PROBE_PATH)
+        connection.request("POST", PROBE_PATH, headers={"Content-Type": PROTOBUF_MEDIA_TYPE})
         answer = connection.getresponse()
         answer.read()
         connection.close()
@@ -204,7 +205,7 @@ def _answered(answer: http.client.HTTPResponse, address: str) -> Contact:
     if answer.status in (502, 503, 504):
         reason = f"the centre's proxy answers at {address}, but its SuperLink does not (HTTP {answer.status})"
         return Contact("CONNECT-CENTRE-DOWN", reason, "Ask the operator; it may be starting.", ahead_s)
-    if answer.status != http.HTTPStatus.METHOD_NOT_ALLOWED:
+    if answer.status != http.HTTPStatus.UNAUTHORIZED:
         reason = f"what answers at {address} is not dsan-federated (HTTP {answer.status})"
         return Contact("CONNECT-NOT-DSAN", reason, "Compare host and port with the operator's.", ahead_s)
     if is_clock_off(ahead_s):

@@ -6,7 +6,7 @@ from pathlib import Path
 from client.connection import Contact, admit, reach
 from client.findings import Finding, FindingError
 from client.keys import CA_CERTIFICATE, NODE_KEY
-from client.kit import check_kit, read_kit, store_kit
+from client.kit import authority_fingerprint, check_kit, read_kit, store_kit
 from client.site import SiteConfig, read_site
 from client.site_folder import add_server
 from dsan_daemon.fingerprints import certificate_fingerprint
@@ -31,7 +31,10 @@ def join(kit_file: Path, config: Path) -> JoinResult:
     kit = read_kit(kit_file)
     check_kit(kit, site, kit_file.name)
     store_kit(kit, site)
-    changes = [f"authority and certificate of {kit.server} are kept in {site.keys_folder}"]
+    changes = [
+        f"authority and certificate of {kit.server} are kept in {site.keys_folder}",
+        f"authority  {authority_fingerprint(kit)}  (SHA-256; compare it with the operator)",
+    ]
     if site.server.address == "":
         changes.append(add_server(config, kit.server))
         site = read_site(config)

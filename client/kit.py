@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
@@ -71,6 +72,12 @@ def check_kit(kit: Kit, site: SiteConfig, file_name: str) -> None:
             f"{release()} with bundle {bundle_digest()[:16]}"
         )
         raise _refused("KIT-RELEASE", file_name, message, "Install the same release at both sides.")
+
+
+def authority_fingerprint(kit: Kit) -> str:
+    """SHA-256 of the authority's certificate, as `dsan-server init` prints it."""
+    authority = x509.load_pem_x509_certificate(kit.ca_certificate.encode())
+    return authority.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def store_kit(kit: Kit, site: SiteConfig) -> None:

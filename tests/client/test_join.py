@@ -128,11 +128,11 @@ def test_a_certificate_for_another_name_is_refused(centre: Centre) -> None:
 
 
 @contextmanager
-def listening(tls: Path | None, status: int = 405, clock_ahead_s: float = 0.0) -> Iterator[int]:
-    """A server on loopback that answers every GET with a status; its port."""
+def listening(tls: Path | None, status: int = 401, clock_ahead_s: float = 0.0) -> Iterator[int]:
+    """A server on loopback that answers every POST with a status; its port."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_POST(self) -> None:
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -1,0 +1,204 @@
+"""The daemon as it runs: its processes, its status, its orders and its end; no centre answers here."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsan_daemon.processes import started_at
+from server.orders import give_order
+from server.site_watch import SiteWatchServer
+from server.watch_file import read_watch
+
+WAIT_S = 60.0
+NOWHERE = "127.0.0.1:9"  # the port "discard": nothing listens
+
+
+@dataclass
+class Running:
+    """A daemon in a process of its own, and the centre's SiteWatch."""
+
+    home: Path
+    centre: Path
+    process: subprocess.Popen[bytes]
+    watch_port: int
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.state / "status.json").read_text())
+        return found
+
+    def pid(self, name: str) -> int | None:
+        found: int | None = self.status()["processes"].get(name, {}).get("pid")
+        return found
+
+
+def wait_until(happened: Callable[[], object], seconds: float = WAIT_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def command(home: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "client.cli", *arguments, "--config", str(home / "site.toml")]
+
+
+def start(home: Path, watch_port: int) -> subprocess.Popen[bytes]:
+    options = ("--insecure-loopback", NOWHERE, "--insecure-watch", f"127.0.0.1:{watch_port}")
+    with (home / "daemon.log").open("ab") as log:
+        return subprocess.Popen(command(home, "start", *options), stderr=log, env=os.environ)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    home = tmp_path_factory.mktemp("daemon") / "site"
+    home.mkdir()
+    (home / "site.toml").write_text('name = "st-mary"\n')
+    centre = home.parent / "centre"
+    centre.mkdir()
+    server = SiteWatchServer("127.0.0.1:0", None, centre)
+    port = server.start()
+    found = Running(home, centre, start(home, port), port)
+    try:
+        wait_until(lambda: (found.state / "status.json").exists() and found.pid("supernode"))
+        yield found
+    finally:
+        found.process.kill()
+        found.process.wait()
+        server.stop()
+
+
+def test_it_keeps_a_supernode_and_a_superexec(running: Running) -> None:
+    assert set(running.status()["processes"]) == {"supernode", "superexec"}
+    for name in ("supernode", "superexec"):
+        pid = running.pid(name)
+        assert pid is not None
+        assert started_at(pid) is not None
+
+
+def test_it_says_in_words_why_it_is_not_connected(running: Running) -> None:
+    wait_until(lambda: running.status()["connection"]["code"] == "CONNECT-REFUSED")
+    done = subprocess.run(command(running.home, "status"), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "NOT CONNECTED" in done.stdout
+    assert f"nothing listens at {NOWHERE}" in done.stdout
+
+
+def test_its_status_is_there_for_programs_too(running: Running) -> None:
+    done = subprocess.run(command(running.home, "status", "--json"), capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["is_running"] is True
+    assert found["daemon"]["work"]["phase"] == "idle"
+    assert found["egress"]["messages"] == 0
+
+
+def test_its_health_is_told_on_loopback(running: Running) -> None:
+    base = f"http://127.0.0.1:{running.status()['health_port']}"
+    with urllib.request.urlopen(f"{base}/healthz") as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{base}/readyz")
+    with caught.value as refused:
+        assert refused.code == 503
+
+
+def test_the_centre_sees_it(running: Running) -> None:
+    wait_until(lambda: "st-mary" in read_watch(running.centre))
+    assert read_watch(running.centre)["st-mary"].connected
+
+
+def test_a_second_daemon_of_the_site_is_refused(running: Running) -> None:
+    done = subprocess.run(
+        command(running.home, "start", "--insecure-loopback", NOWHERE), capture_output=True, text=True
+    )
+    assert done.returncode == 70
+    assert "DAEMON-RUNNING" in done.stderr
+    assert str(running.process.pid) in done.stderr
+
+
+def test_nothing_leaves_the_computer_in_the_clear(running: Running) -> None:
+    done = subprocess.run(
+        command(running.home, "start", "--insecure-loopback", "192.0.2.1:9092"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+
+
+def test_a_site_that_never_joined_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('name = "st-mary"\n')
+    done = subprocess.run(command(tmp_path, "start"), capture_output=True, text=True)
+    assert done.returncode == 78
+    assert "SITE-NOT-JOINED" in done.stderr
+
+
+def test_only_its_own_programs_are_on_the_path_of_the_superexec(running: Running) -> None:
+    pid = running.pid("superexec")
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (path,) = [value.decode() for value in environment if value.startswith(b"PATH=")]
+    first, *rest = path.removeprefix("PATH=").split(":")
+    assert first == str(running.state / "programs")
+    assert rest == ["/usr/local/bin", "/usr/bin", "/bin"]
+    for home in ("supernode", "superexec"):
+        assert (running.state / "flwr" / home / "apps").is_file()
+
+
+@pytest.mark.parametrize("name", ["superexec", "supernode"])
+def test_a_process_that_is_killed_comes_back_and_that_is_told(running: Running, name: str) -> None:
+    before = running.pid(name)
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: running.pid(name) not in (None, before))
+    assert any(f"{name} ended (killed by SIGKILL)" in event["what"] for event in running.status()["events"])
+
+
+def test_a_daemon_that_is_killed_leaves_nothing_behind_and_is_told_dead(running: Running) -> None:
+    pids = [running.pid("supernode"), running.pid("superexec")]
+    running.process.kill()
+    running.process.wait()
+    done = subprocess.run(command(running.home, "status"), capture_output=True, text=True)
+    assert done.returncode == 70
+    assert "DEAD" in done.stdout
+    wait_until(lambda: all(pid is not None and started_at(pid) is None for pid in pids))
+    running.process = start(running.home, running.watch_port)
+    wait_until(lambda: running.status()["pid"] == running.process.pid)
+
+
+def test_ordered_to_drain_it_takes_no_message_any_more(running: Running) -> None:
+    wait_until(lambda: running.pid("supernode"))
+    give_order(running.centre, "st-mary", "drain", "")
+    wait_until(lambda: running.status()["is_drained"])
+    assert running.status()["processes"] == {}
+    assert any("drained" in event["what"] for event in running.status()["events"])
+
+
+def test_told_to_leave_it_leaves_in_time_and_takes_all_with_it(running: Running) -> None:
+    running.process.kill()
+    running.process.wait()
+    running.process = start(running.home, running.watch_port)
+    wait_until(lambda: running.status()["pid"] == running.process.pid and running.pid("superexec"))
+    pids = [running.pid("supernode"), running.pid("superexec")]
+    running.process.terminate()
+    assert running.process.wait(30) == 0
+    assert all(pid is not None and started_at(pid) is None for pid in pids)
+    assert running.status()["events"][-1]["what"] == "told to leave"
+
+
+def test_nothing_listens_at_the_port_of_these_tests() -> None:
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", 9)) != 0
