@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from client.cli import app
+from client.daemon import run_daemon
+from client.daemon_programs import Centre
+from client.daemon_status import status_json
+from client.findings import FindingError
+from client.site import read_site
 from dsan_daemon.processes import started_at
 from server.orders import give_order
 from server.site_watch import SiteWatchServer
@@ -54,14 +60,11 @@ def wait_until(happened: Callable[[], object], seconds: float = WAIT_S) -> None:
         time.sleep(0.1)
 
 
-def command(home: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "client.cli", *arguments, "--config", str(home / "site.toml")]
-
-
 def start(home: Path, watch_port: int) -> subprocess.Popen[bytes]:
     options = ("--insecure-loopback", NOWHERE, "--insecure-watch", f"127.0.0.1:{watch_port}")
+    command = (sys.executable, "-m", "client.cli", "start", "--config", str(home / "site.toml"), *options)
     with (home / "daemon.log").open("ab") as log:
-        return subprocess.Popen(command(home, "start", *options), stderr=log, env=os.environ)
+        return subprocess.Popen(command, stderr=log, env=os.environ)
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +96,14 @@ def test_it_keeps_a_supernode_and_a_superexec(running: Running) -> None:
 
 def test_it_says_in_words_why_it_is_not_connected(running: Running) -> None:
     wait_until(lambda: running.status()["connection"]["code"] == "CONNECT-REFUSED")
-    done = subprocess.run(command(running.home, "status"), capture_output=True, text=True)
-    assert done.returncode == 0
+    done = CliRunner().invoke(app, ["status", "--config", str(running.home / "site.toml")])
+    assert done.exit_code == 0
     assert "NOT CONNECTED" in done.stdout
     assert f"nothing listens at {NOWHERE}" in done.stdout
 
 
 def test_its_status_is_there_for_programs_too(running: Running) -> None:
-    done = subprocess.run(command(running.home, "status", "--json"), capture_output=True, text=True)
-    found = json.loads(done.stdout)
+    found = status_json(read_site(running.home / "site.toml"))
     assert found["is_running"] is True
     assert found["daemon"]["work"]["phase"] == "idle"
     assert found["egress"]["messages"] == 0
@@ -123,28 +125,28 @@ def test_the_centre_sees_it(running: Running) -> None:
 
 
 def test_a_second_daemon_of_the_site_is_refused(running: Running) -> None:
-    done = subprocess.run(
-        command(running.home, "start", "--insecure-loopback", NOWHERE), capture_output=True, text=True
-    )
-    assert done.returncode == 70
-    assert "DAEMON-RUNNING" in done.stderr
-    assert str(running.process.pid) in done.stderr
+    with pytest.raises(FindingError) as caught:
+        run_daemon(running.home / "site.toml", Centre(NOWHERE, None, is_secure=False))
+    assert caught.value.finding.code == "DAEMON-RUNNING"
+    assert str(running.process.pid) in caught.value.finding.message
 
 
 def test_nothing_leaves_the_computer_in_the_clear(running: Running) -> None:
-    done = subprocess.run(
-        command(running.home, "start", "--insecure-loopback", "192.0.2.1:9092"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
+    arguments = [
+        "start",
+        "--config",
+        str(running.home / "site.toml"),
+        "--insecure-loopback",
+        "192.0.2.1:9092",
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 def test_a_site_that_never_joined_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('name = "st-mary"\n')
-    done = subprocess.run(command(tmp_path, "start"), capture_output=True, text=True)
-    assert done.returncode == 78
-    assert "SITE-NOT-JOINED" in done.stderr
+    with pytest.raises(FindingError) as caught:
+        run_daemon(tmp_path / "site.toml", None)
+    assert caught.value.finding.code == "SITE-NOT-JOINED"
 
 
 def test_only_its_own_programs_are_on_the_path_of_the_superexec(running: Running) -> None:
@@ -171,8 +173,8 @@ def test_a_daemon_that_is_killed_leaves_nothing_behind_and_is_told_dead(running:
     pids = [running.pid("supernode"), running.pid("superexec")]
     running.process.kill()
     running.process.wait()
-    done = subprocess.run(command(running.home, "status"), capture_output=True, text=True)
-    assert done.returncode == 70
+    done = CliRunner().invoke(app, ["status", "--config", str(running.home / "site.toml")])
+    assert done.exit_code == 70
     assert "DEAD" in done.stdout
     wait_until(lambda: all(pid is not None and started_at(pid) is None for pid in pids))
     running.process = start(running.home, running.watch_port)
@@ -197,8 +199,3 @@ def test_told_to_leave_it_leaves_in_time_and_takes_all_with_it(running: Running)
     assert running.process.wait(30) == 0
     assert all(pid is not None and started_at(pid) is None for pid in pids)
     assert running.status()["events"][-1]["what"] == "told to leave"
-
-
-def test_nothing_listens_at_the_port_of_these_tests() -> None:
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", 9)) != 0
