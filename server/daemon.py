@@ -142,12 +142,23 @@ class _Daemon:
     def _tend_until(self, stopping: threading.Event) -> None:
         next_look = 0.0
         while not stopping.wait(TEND_S):
-            for name in self._supervisor.tend():
-                log.error("%s ended; it is started again: see state/logs/%s.log", name, name)
+            self._tend_programs()
             if time.monotonic() >= next_look:
                 self._look()
                 notify_alive(self._reason or "ready")
                 next_look = time.monotonic() + LOOK_EVERY_S
+
+    def _tend_programs(self) -> None:
+        try:
+            for name in self._supervisor.tend():
+                log.error("%s ended; it is started again: see state/logs/%s.log", name, name)
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if str(error) != self._reason:
+            log.error("%s", error)
+        self._reason = str(error)
 
     def _look(self) -> None:
         try:
@@ -155,9 +166,12 @@ class _Daemon:
             self._reason = self._missing_program()
         except SuperLinkError as error:
             self._tend_deaf(error)
+        except (OSError, RefusedError) as error:  # a full disk, a damaged file: the programs go on
+            self._complain(error)
         if not self._is_insecure and _version(self._centre.tls / "crl.pem") != self._revoked_seen:
             self._reload_proxy()
-        _shorten_logs(self._centre.state / "logs")
+        for path in (*(self._centre.state / "logs").glob("*.log"), self._centre.state / "nginx/refused.log"):
+            _shorten_log(path)
 
     def _tend_superlink(self) -> None:
         if not self._superlink.is_healthy():
@@ -233,10 +247,9 @@ def _version(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _shorten_logs(folder: Path) -> None:
+def _shorten_log(path: Path) -> None:
     """A log that has grown too long goes to NAME.log.1; its process goes on writing at the new end."""
-    for path in folder.glob("*.log"):
-        if path.stat().st_size > LONGEST_LOG_BYTES:
-            with suppress(OSError):  # a full disk: the log is cut all the same
-                shutil.copyfile(path, path.with_name(path.name + ".1"))
-            os.truncate(path, 0)
+    if path.exists() and path.stat().st_size > LONGEST_LOG_BYTES:
+        with suppress(OSError):  # a full disk: the log is cut all the same
+            shutil.copyfile(path, path.with_name(path.name + ".1"))
+        os.truncate(path, 0)

@@ -4,11 +4,13 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsan_daemon.files import write_atomically
 from server.centre import Centre
+from server.refusals import ExitCode, RefusedError
 
 
 class Enrolment(BaseModel):
@@ -48,9 +50,27 @@ def now() -> datetime:
 
 
 def read_sites(centre: Centre) -> dict[str, EnrolledSite]:
-    """Every site that was ever enrolled, by name, in the order of names; also the revoked ones."""
-    sites = (EnrolledSite.model_validate_json(path.read_bytes()) for path in centre.sites.glob("*.json"))
+    """Every site that was ever enrolled, by name, in the order of names; also the revoked ones.
+
+    Raises RefusedError SITES-DAMAGED if one of the files is not as it was written.
+    """
+    sites = [_read_site(path) for path in centre.sites.glob("*.json")]
     return {site.name: site for site in sorted(sites, key=lambda site: site.name)}
+
+
+def _read_site(path: Path) -> EnrolledSite:
+    try:
+        return EnrolledSite.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise RefusedError(
+            "SITES-DAMAGED",
+            str(path),
+            f"{key}: {first['msg']}",
+            "Restore the file from a backup, or remove it and enrol the site again.",
+            ExitCode.BAD_CONFIGURATION,
+        ) from None
 
 
 def write_site(centre: Centre, site: EnrolledSite) -> None:

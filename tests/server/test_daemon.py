@@ -277,6 +277,16 @@ def test_a_revoked_site_is_cut_off_within_seconds(
     assert pull(running, enrolled["north"], running.node_id("north")) == 200
 
 
+def test_a_damaged_file_of_a_site_is_said_and_ends_nothing(
+    running: Any, running_centre: ModuleType, enrolled: dict[str, Any]
+) -> None:
+    (running.centre.sites / "bad.json").write_text("{")
+    running_centre.wait_until(lambda: "bad.json" in running.readiness()[1])
+    assert pull(running, enrolled["north"], running.node_id("north")) == 200
+    (running.centre.sites / "bad.json").unlink()
+    running.wait_until_ready()
+
+
 def test_a_second_daemon_in_the_folder_is_refused(running: Any) -> None:
     command = [sys.executable, "-m", "server.cli", "start", "--dir", str(running.centre.folder)]
     done = subprocess.run(command, capture_output=True, text=True)
