@@ -41,10 +41,12 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     expected = _undisturbed(folder, options.rounds)
-    federation = _started(folder)
     chance = random.Random(options.seed)
     results = Results(folder / "hospitals" / SITE / "work")
+    hospitals = (folder / "hospitals" / SITE, folder / "hospitals" / HELD_OUT)
+    federation = Federation(folder / "federation", hospitals)
     try:
+        _start(federation)
         training = _train(federation, folder)
         if options.stopped:
             _hold_supernode(federation, options.stopped)
@@ -121,11 +123,8 @@ def _weights(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "model").glob("*.safetensors")}
 
 
-def _started(folder: Path) -> Federation:
+def _start(federation: Federation) -> None:
     """Centre and hospitals, enrolled, joined and started."""
-    federation = Federation(
-        folder / "federation", (folder / "hospitals" / SITE, folder / "hospitals" / HELD_OUT)
-    )
     federation.folder.mkdir()
     address, health_port = found_on_free_ports(federation)
     federation.start("centre", "server.cli", "start", "--dir", federation.centre)
@@ -138,7 +137,6 @@ def _started(folder: Path) -> Federation:
         kit, config = federation.centre / f"{hospital.name}.kit.json", hospital / "site.toml"
         require_done(federation.client("join", kit, "--config", config))
         federation.start(hospital.name, "client.cli", "start", "--config", config)
-    return federation
 
 
 def _train(federation: Federation, folder: Path) -> "subprocess.Popen[bytes]":
