@@ -47,6 +47,15 @@ def read_record(state_folder: Path) -> ClientAppRecord | None:
         return None
 
 
+def is_clientapp_alive(record: ClientAppRecord | None) -> bool:
+    """Whether the process is at work; one that ended and that nobody has asked about is not."""
+    try:
+        stat = Path(f"/proc/{record.pid}/stat").read_text() if record is not None else ""
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
 def _installed() -> ClientAppCallable:
     from client.app import app  # torch: seconds, and not before the bundle was looked at
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from client.clientapp_program import read_record
+from client.clientapp_program import is_clientapp_alive, read_record
 from client.connection_watch import ConnectionWatch
 from client.daemon_programs import NODE_STATE, SUPEREXEC, SUPERNODE, Centre, daemon_programs
 from client.daemon_status import (
@@ -47,7 +47,7 @@ from client.watchdog import Work, trouble
 from dsan_daemon.bundle import release
 from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
-from dsan_daemon.processes import Supervisor, started_at
+from dsan_daemon.processes import Supervisor, await_leftovers
 from dsan_model.watch_pb2 import Order, SiteStatus
 
 TEND_EVERY_S = 0.5
@@ -57,6 +57,7 @@ LEAVE_S = 8.0  # what a process gets to leave by itself
 NODE_PAUSE_S = 10.0  # after ending the SuperNode: the centre must see that it was gone
 NODE_SILENCE_S = 300.0  # of a SuperNode whose centre can be reached
 EVENTS_KEPT = 20
+RECORD = "processes.json"
 
 log = logging.getLogger("dsan.client")
 
@@ -97,7 +98,10 @@ class Daemon:
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
         self.counts = prepared_counts(site)
-        self.supervisor = Supervisor(self.state / "processes.json")
+        await_leftovers(
+            self.state / RECORD, LEAVE_S
+        )  # of a daemon that was killed: they log off by themselves
+        self.supervisor = Supervisor(self.state / RECORD)
         self.supernode, self.superexec = daemon_programs(site, config, centre)
         certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
         self.connection = ConnectionWatch(centre.address, certificate, self.state / NODE_STATE)
@@ -129,7 +133,10 @@ class Daemon:
         self._bring_node_back()
         if time.monotonic() >= self.status_due:
             self.status_due = time.monotonic() + STATUS_EVERY_S
-            write_status(self.state, self.status())
+            try:
+                write_status(self.state, self.status())
+            except OSError as error:  # a full disk ends the work, not the daemon
+                log.error("status.json cannot be written: %s", error.strerror)
             notify_alive(self.work_status().phase)
 
     def stop(self) -> None:
@@ -179,13 +186,16 @@ class Daemon:
     def work_status(self) -> WorkStatus:
         """How far the message in work is."""
         node, line = self._node(), read_progress(self.site.progress_file)
-        idle = WorkStatus("idle", "", None, None, 0, 0, None, None, "")
         if node is None or node.taken is None:
-            return idle
-        if node.sending is not None:
-            return WorkStatus("sending", "", None, None, 0, 0, None, node.sending, node.message_kind)
-        if line is None or line.time < node.taken or line.phase == "idle":
+            return WorkStatus("idle", "", None, None, 0, 0, None, None, "")
+        if line is None or line.time < node.taken:
             return WorkStatus("starting", "", None, None, 0, 0, None, node.taken, node.message_kind)
+        about = (line.study, line.round)
+        if node.sending is not None or line.phase == "idle":
+            since = node.sending or line.time
+            return WorkStatus("sending", *about, None, 0, 0, None, since, node.message_kind)
+        if not is_clientapp_alive(read_record(self.state)):
+            return WorkStatus("stopping", *about, None, 0, 0, None, line.time, node.message_kind)
         return WorkStatus(
             line.phase,
             line.study,
@@ -246,13 +256,12 @@ class Daemon:
             taken=node.taken if node else None,
             sending=node.sending if node else None,
             began=record.started if record else None,
-            is_alive=record is not None and started_at(record.pid) is not None,
+            is_alive=is_clientapp_alive(record),
             progress=line.time if line else None,
         )
         if self.is_draining and work.taken is None:
-            self.is_drained = True
-            self.supervisor.stop(SUPERNODE, LEAVE_S)
-            self.supervisor.stop(SUPEREXEC, LEAVE_S)
+            self.is_drained, self.node_back_at = True, None
+            self.supervisor.stop_all(LEAVE_S)
             self._tell("drained: no message is taken until the daemon is started again")
         elif (reason := trouble(work, self.site.daemon, time.time())) is not None:
             self._restart_work(reason)

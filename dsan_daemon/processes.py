@@ -94,7 +94,8 @@ class Supervisor:
 
     def status(self) -> dict[str, ProcessStatus]:
         """How each program fares, by name."""
-        return {name: child.status for name, child in self._children.items()}
+        children = list(self._children.items())  # other threads ask too
+        return {name: child.status for name, child in children}
 
     def stop(self, name: str, grace_s: float = STOP_S) -> None:
         """End one program for good."""
@@ -171,21 +172,33 @@ def stop_process(process: subprocess.Popen[bytes], grace_s: float = STOP_S) -> i
     return process.wait()
 
 
+def await_leftovers(record: Path, seconds: float) -> None:
+    """Give the processes that a killed supervisor left behind some time to end by themselves."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and _left(record):
+        time.sleep(0.1)
+
+
 def end_leftovers(record: Path) -> list[int]:
     """End the processes that a killed supervisor left behind; returns their process numbers.
 
     A process number that another program has got since is told by its start time and left alone.
     """
     marked = _end_marked(f"{record.resolve()}#", is_prefix=True)
-    try:
-        recorded = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
-        return marked
-    left = [int(pid) for pid, started in recorded.items() if started and started_at(int(pid)) == started]
+    left = _left(record)
     for pid in left:
         _end_group(pid, signal.SIGKILL)
     record.unlink(missing_ok=True)
     return sorted({*left, *marked})
+
+
+def _left(record: Path) -> list[int]:
+    """Recorded processes that are still there; another program with the same number is told by its start."""
+    try:
+        recorded = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [int(pid) for pid, started in recorded.items() if started and started_at(int(pid)) == started]
 
 
 def started_at(pid: int) -> int | None:

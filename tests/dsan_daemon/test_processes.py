@@ -1,9 +1,11 @@
 """The supervisor with real processes: restarts, ends, and what a killed one leaves behind."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from dsan_daemon.processes import (
     Program,
     Supervisor,
+    await_leftovers,
     end_leftovers,
     spawn,
     started_at,
@@ -162,3 +165,25 @@ def test_a_reused_process_number_is_left_alone(tmp_path: Path) -> None:
 def test_an_unreadable_record_is_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "pids.json").write_text(text)
     assert end_leftovers(tmp_path / "pids.json") == []
+
+
+def test_leftovers_that_end_by_themselves_are_waited_for(tmp_path: Path) -> None:
+    leaving = subprocess.Popen(["sleep", "0.5"])
+    record = tmp_path / "processes.json"
+    record.write_text(json.dumps({leaving.pid: started_at(leaving.pid)}))
+    reaping = threading.Thread(target=leaving.wait)
+    reaping.start()
+    began = time.monotonic()
+    await_leftovers(record, 20.0)
+    assert 0.2 < time.monotonic() - began < 10.0
+    reaping.join()
+    await_leftovers(record, 20.0)
+    assert time.monotonic() - began < 10.0
+
+
+def test_leftovers_that_stay_are_not_waited_for_for_ever(tmp_path: Path) -> None:
+    record = tmp_path / "processes.json"
+    record.write_text(json.dumps({os.getpid(): started_at(os.getpid())}))
+    began = time.monotonic()
+    await_leftovers(record, 0.3)
+    assert time.monotonic() - began < 5.0
