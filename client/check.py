@@ -15,6 +15,7 @@ from client.case_audit import CaseAudit, audit_case
 from client.cohort import CohortCase, count_lines, read_cohort
 from client.findings import Finding, FindingError
 from client.golden_case import golden_findings
+from client.join import connection_findings
 from client.machine_audit import Machine, machine_findings, read_machine
 from client.masks import mask_source
 from client.preparation import Progress
@@ -51,6 +52,7 @@ def check_site(site: SiteConfig, progress: Callable[[Progress], None] | None = N
     findings = (
         *machine_findings(machine, site, n_listed),
         *golden_findings(torch.device(machine.device)),
+        *connection_findings(site),
         *of_table,
         *(finding for audit in audits for finding in audit.findings),
     )

@@ -57,6 +57,18 @@ def try_connection(site: SiteConfig) -> Contact:
     return contact
 
 
+def connection_findings(site: SiteConfig) -> tuple[Finding, ...]:
+    """A warning if a site that has joined cannot reach its centre now; the node is not logged on for it."""
+    authority = site.keys_folder / CA_CERTIFICATE
+    if site.server.address == "" or not authority.exists():
+        return ()
+    contact = reach(site.server.address, authority)
+    if contact.code is None:
+        return ()
+    where = f"the way to {site.server.address}"
+    return (Finding(contact.code, "warning", where, contact.reason, contact.fix),)
+
+
 def require_joined(site: SiteConfig) -> None:
     """FindingError SITE-NOT-JOINED if keys, authority or address are missing."""
     missing = [name for name in (NODE_KEY, CA_CERTIFICATE) if not (site.keys_folder / name).exists()]

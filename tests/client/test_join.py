@@ -21,7 +21,8 @@ from client import connection
 from client.cli import app
 from client.connection import reach
 from client.findings import FindingError
-from client.join import join
+from client.join import connection_findings, join
+from client.site import read_site
 from client.site_folder import init_site
 from dsan_daemon.bundle import bundle_digest, release
 from server.certificates import (
@@ -236,9 +237,16 @@ def test_a_proxy_that_refuses_is_named(centre: Centre, monkeypatch: pytest.Monke
     assert f"127.0.0.1:{port}" in contact.reason
 
 
-@pytest.mark.parametrize(("listens", "exit_code"), [(False, 69)])
-def test_the_command_says_why_and_exits_69(centre: Centre, listens: bool, exit_code: int) -> None:
+def test_check_warns_if_a_joined_site_cannot_reach_its_centre(centre: Centre) -> None:
+    site = read_site(centre.site / "site.toml")
+    assert connection_findings(site) == ()  # it has not joined
+    refusal(centre.kit(), centre)
+    (finding,) = connection_findings(site)
+    assert (finding.code, finding.severity) == ("CONNECT-REFUSED", "warning")
+
+
+def test_the_command_says_why_and_exits_69(centre: Centre) -> None:
     arguments = ["join", str(centre.kit()), "--config", str(centre.site / "site.toml")]
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == exit_code
+    assert result.exit_code == 69
     assert "CONNECT-REFUSED" in result.stderr
