@@ -175,4 +175,10 @@ def _machine(config: SiteConfig) -> Machine:
     if wanted == "cuda" and not has_gpu:
         raise RefusedError("SITE-NO-GPU", "site.toml asks for a GPU, and torch finds none")
     device = torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
-    return Machine(device, loader_workers=4 if device.type == "cuda" else 0)
+    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    processes = config.machine.processes or n_gpus
+    if device.type == "cuda" and processes > n_gpus:
+        raise RefusedError(
+            "SITE-NO-GPU", f"[machine] asks for {processes} processes; torch finds {n_gpus} GPUs"
+        )
+    return Machine(device, loader_workers=4 if device.type == "cuda" else 0, processes=processes)

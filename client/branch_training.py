@@ -13,6 +13,7 @@ from torch import Tensor
 from client.finished_work import load_optimiser_tensors, optimiser_tensors
 from client.study_cases import CaseSamples, RefusedError
 from dsan_model.cases import SizeGroup
+from dsan_model.data_parallel import parallel
 from dsan_model.protocol import BranchTraining, StudyTerms
 from dsan_model.sampling import Branch, epoch_generator, group_counts, size_balanced_order, uniform_order
 from dsan_model.training import (
@@ -53,16 +54,24 @@ class TrainedBranch:
     optimiser: dict[str, Tensor]
 
 
-def train_branch(
+def train_alone(
     task: BranchTask,
     samples: CaseSamples,
     optimiser_state: dict[str, Tensor],
     machine: Machine,
     progress: Progress,
+    *,
+    checkpointing: bool = False,
 ) -> TrainedBranch:
-    """All local epochs of a round, from the incoming weights; RefusedError if the loss diverges."""
+    """All local epochs of a round, from the incoming weights; RefusedError if the loss diverges.
+
+    One of several processes has its part of every batch (`machine.share`) and the same weights at the end.
+    With `checkpointing`, activations are computed twice instead of kept.
+    """
     started, config = time.monotonic(), task.terms.training
     network = build_network(task.terms.network, task.incoming.state_dict(), machine.device)
+    network.checkpointing = checkpointing
+    model = parallel(network, machine.share)
     optimiser = make_optimiser(network, config)
     load_optimiser_tensors(optimiser, optimiser_state)
     proximal = incoming_parameters(network) if config.proximal_mu > 0 else None
@@ -72,13 +81,14 @@ def train_branch(
         generator = epoch_generator(task.terms.seed, task.site, task.branch, epoch)
         order = _order(task, samples, generator)
         drawn.update(order.tolist())
+        sizes = [len(order[i : i + config.batch_size]) for i in range(0, len(order), config.batch_size)]
         drawn_batches = batches(samples, order, config.batch_size, machine)
         if config.flips:
-            drawn_batches = randomly_flipped(drawn_batches, generator)
-        steps = -(-len(order) // config.batch_size)
+            drawn_batches = randomly_flipped(drawn_batches, generator, sizes, machine.share)
+        steps = len(sizes)
         results.append(
             train_epoch(
-                network,
+                model,
                 optimiser,
                 drawn_batches,
                 config.attention_weight if task.branch.has_attention_loss else 0.0,

@@ -30,6 +30,7 @@ class MachineTable(Strict):
     workers: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: one for each core
     threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's default
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Annotated[int, Field(ge=0, le=64)] = 0  # that train together; 0: one for each GPU, or one
 
 
 class AuditTable(Strict):

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit
 
-from client.branch_training import BranchTask, train_branch
+from client.branch_training import BranchTask
 from client.finished_work import FinishedRound, FinishedWork, KeptState
 from client.panels import draw_panels
 from client.policy import require_enough, withheld
 from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
+from client.site_training import train_branch
 from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases
 from client.volume_store import load_masks, load_volume
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dsan_model.checkpointing import checkpointed
+
 ALPHA = 100.0  # Eq. 2: slope of the soft mask
 BETA = 0.4  # Eq. 2: threshold of the soft mask
 NORMAL_LUNG = 1 / 3  # -850 HU in the window of IV-B
@@ -48,6 +50,7 @@ class AttentionResNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.standardise_input = config.standardise_input
+        self.checkpointing = False  # compute activations twice instead of keeping them: less memory
         stem_padding = config.stem_kernel // 2
         self.conv1 = nn.Conv3d(
             1, config.width, config.stem_kernel, stride=2, padding=stem_padding, bias=False
@@ -67,8 +70,9 @@ class AttentionResNet(nn.Module):
         """Feature maps f before the pooling, (B, C, d, h, w): (512, 9, 16, 16) of (138, 256, 256)."""
         x = standardised(volume_B1DHW) if self.standardise_input else volume_B1DHW
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return stages
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = checkpointed(stage, x) if self.checkpointing and self.training else stage(x)
+        return x
 
     def forward(self, volume_B1DHW: Tensor) -> NetworkOutput:
         """Logit and attention feature map A of each case; the volume is the prepared CT, [0, 1]."""

@@ -356,6 +356,9 @@ def _head_type(kind: type) -> tuple[TypeAdapter[Any], type]:
 
 
 def _read_head(record: RecordDict) -> dict[str, Any]:
+    unknown = sorted(set(record) - {"head", "arrays"})
+    if unknown:
+        raise ProtocolError(f"the record has {len(unknown)} parts that no message has")
     try:
         head = json.loads(str(record.config_records["head"]["json"]))
     except (KeyError, ValueError, RecursionError) as error:

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from dsan_model.losses import total_loss
+from dsan_model.data_parallel import WHOLE, Share, part_of_batches, shared_loss, summed
+from dsan_model.losses import Losses, total_loss
 from dsan_model.network import AttentionResNet, NetworkConfig, NetworkOutput
 
 NORM_MOMENTUM = 0.1  # torch's own
@@ -77,6 +79,8 @@ class Machine:
 
     device: torch.device
     loader_workers: int = 0
+    processes: int = 1  # that train a network together
+    share: Share = WHOLE  # of every batch, in one of these processes
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -112,22 +116,33 @@ def batches(
     samples: Samples, order: npt.NDArray[np.int64], batch_size: int, machine: Machine
 ) -> Iterator[Batch]:
     """The samples in the given order, stacked by `batch_size` and moved to the device."""
+    parts = list(part_of_batches(order, batch_size, machine.share))
     loader: DataLoader[Batch] = DataLoader(
         samples,  # type: ignore[arg-type] # any sequence does, torch asks for its own class
-        batch_sampler=[order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)],
+        batch_sampler=[part.tolist() or [int(order[0])] for part in parts],
         collate_fn=_stack,
         num_workers=machine.loader_workers,
         pin_memory=machine.device.type == "cuda",
     )
-    for batch in loader:
-        yield Batch(*(tensor.to(machine.device, non_blocking=True) for tensor in batch))
+    for batch, part in zip(loader, parts, strict=True):
+        yield Batch(*(tensor[: len(part)].to(machine.device, non_blocking=True) for tensor in batch))
 
 
-def randomly_flipped(epoch_batches: Iterator[Batch], generator: np.random.Generator) -> Iterator[Batch]:
-    """Each case mirrored along each of its three axes with probability one half, volume and mask alike."""
-    for volume_B1DHW, label_B, infection_BDHW in epoch_batches:
+def randomly_flipped(
+    epoch_batches: Iterator[Batch],
+    generator: np.random.Generator,
+    batch_sizes: Sequence[int],
+    share: Share = WHOLE,
+) -> Iterator[Batch]:
+    """Each case mirrored along each of its three axes with probability one half, volume and mask alike.
+
+    `batch_sizes` are those of whole batches: each process draws for all cases and takes its own.
+    """
+    for batch_size, batch in zip(batch_sizes, epoch_batches, strict=True):
+        volume_B1DHW, label_B, infection_BDHW = batch
         for axis in (1, 2, 3):
-            is_flipped_B = torch.from_numpy(generator.random(len(label_B)) < 0.5).to(label_B.device)
+            drawn = share.of(generator.random(batch_size) < 0.5)
+            is_flipped_B = torch.from_numpy(drawn.copy()).to(label_B.device)
             is_flipped = is_flipped_B[:, None, None, None]
             infection_BDHW = torch.where(is_flipped, infection_BDHW.flip(axis), infection_BDHW)
             volume_B1DHW = torch.where(is_flipped[:, None], volume_B1DHW.flip(axis + 1), volume_B1DHW)
@@ -135,7 +150,7 @@ def randomly_flipped(epoch_batches: Iterator[Batch], generator: np.random.Genera
 
 
 def train_epoch(
-    network: AttentionResNet,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     epoch_batches: Iterator[Batch],
     attention_weight: float,
@@ -152,20 +167,29 @@ def train_epoch(
     totals = _Totals()
     for step, batch in enumerate(epoch_batches, start=1):
         set_norm_momentum(network)
-        losses = total_loss(
-            _forward(network, batch.volume_B1DHW, machine),
-            batch.label_B,
-            batch.infection_BDHW,
-            attention_weight,
-        )
+        output = _forward(network, batch.volume_B1DHW, machine)
+        losses = None
+        if len(batch.label_B):
+            losses = total_loss(output, batch.label_B, batch.infection_BDHW, attention_weight)
         optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call] # torch's
+        _loss(output, losses, batch, attention_weight, machine).backward()  # type: ignore[no-untyped-call] # torch's
         if proximal is not None:
             add_proximal_gradient(network, proximal, proximal_mu)
         optimiser.step()
-        totals.add(batch, losses.classification, losses.attention)
+        totals.add(batch, losses)
         progress(step)
-    return totals.result()
+    return totals.result(machine)
+
+
+def _loss(
+    output: NetworkOutput, losses: Losses | None, batch: Batch, attention_weight: float, machine: Machine
+) -> Tensor:
+    """What is minimised: Eq. 4, or this process's part of it; a process without a case has no gradient."""
+    if machine.share.processes == 1:
+        assert losses is not None
+        return losses.total
+    nothing = 0.0 * output.logit_B.sum()  # keeps the network in the graph, whose gradients all wait for
+    return nothing + shared_loss(losses, batch.label_B, attention_weight, machine.share)
 
 
 def incoming_parameters(network: nn.Module) -> list[Tensor]:
@@ -204,7 +228,7 @@ def set_norm_momentum(network: nn.Module) -> None:
     statistics began at would outweigh what they saw for tens of rounds.
     """
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm3d) and module.num_batches_tracked is not None:
+        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
             module.momentum = max(NORM_MOMENTUM, 1 / (int(module.num_batches_tracked) + 1))
 
 
@@ -217,24 +241,28 @@ class _Totals:
         self.attention: list[Tensor] = []
         self.covid_cases: list[Tensor] = []
 
-    def add(self, batch: Batch, classification: Tensor, attention: Tensor | None) -> None:
-        self.cases += len(batch.label_B)
+    def add(self, batch: Batch, losses: Losses | None) -> None:
         self.steps += 1
-        self.classification.append(classification.detach() * len(batch.label_B))
-        if attention is not None:
+        if losses is None:
+            return
+        self.cases += len(batch.label_B)
+        self.classification.append(losses.classification.detach() * len(batch.label_B))
+        if losses.attention is not None:
             n_covid = batch.label_B.sum()
             self.covid_cases.append(n_covid)
-            self.attention.append(attention.detach() * n_covid)
+            self.attention.append(losses.attention.detach() * n_covid)
 
-    def result(self) -> EpochResult:
-        attention = None
-        if self.attention:
-            attention = float(torch.stack(self.attention).sum() / torch.stack(self.covid_cases).sum())
-        classification = float(torch.stack(self.classification).sum()) / self.cases
-        return EpochResult(self.cases, self.steps, classification, attention)
+    def result(self, machine: Machine) -> EpochResult:
+        parts = (self.classification, self.attention, self.covid_cases)
+        sums = [torch.stack(part).sum() if part else torch.zeros((), device=machine.device) for part in parts]
+        cases = torch.tensor(float(self.cases), device=machine.device)
+        totals = summed(torch.stack([cases, *sums]).double(), machine.share).tolist()
+        n_cases, classification, attention, n_covid = totals
+        mean_attention = attention / n_covid if n_covid else None
+        return EpochResult(int(n_cases), self.steps, classification / n_cases, mean_attention)
 
 
-def _forward(network: AttentionResNet, volume_B1DHW: Tensor, machine: Machine) -> NetworkOutput:
+def _forward(network: nn.Module, volume_B1DHW: Tensor, machine: Machine) -> NetworkOutput:
     dtype = machine.autocast_dtype
     with torch.autocast(machine.device.type, dtype=dtype, enabled=dtype is not None):
         output: NetworkOutput = network(volume_B1DHW)

@@ -2,11 +2,14 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsan_model.cases import RATIO_EDGES, Label, SizeGroup
+from dsan_model.metrics import LARGEST_COUNT, ScoreCounts
 from dsan_model.protocol import (
     AGES,
+    BranchCounts,
     CaseSet,
     EvaluateReply,
     EvaluateRequest,
@@ -20,9 +23,13 @@ from dsan_model.protocol import (
 )
 from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights
+from server.exchange import CODE
 from server.study import SITE_NAME
 
 MASK_NAME = r"[a-z][a-z0-9.+-]{0,47}"  # what made a mask, with its version: "classical-1"
+LARGEST_LOSS = 1e6
+LONGEST_S = 1e8  # three years
+MOST_TEXTS, LONGEST_TEXT = 100, 200
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def reject_description(description: SiteDescription) -> Rejection | None:
     if not re.fullmatch(SITE_NAME, description.site):
         return Rejection("SITE-NAME", "a site's name is 1 to 32 letters, digits and hyphens")
     for groups in (description.training_groups, description.validation_groups):
-        if set(groups) != set(SizeGroup) or min(groups.values()) < 0:
+        if set(groups) != set(SizeGroup) or not _are_counts(groups.values()):
             return Rejection("SITE-COUNTS", "not a count of each size group")
     if set(description.ratio_histogram) != set(Label) or any(
         len(bins) != len(RATIO_EDGES) - 1 for bins in description.ratio_histogram.values()
@@ -130,7 +137,7 @@ def reject_description(description: SiteDescription) -> Rejection | None:
         len(row.ages) != AGES for row in description.demographics
     ):
         return Rejection("SITE-COUNTS", f"demographics are not {AGES} ages of each class")
-    return _reject_mask_counts(description)
+    return _reject_mask_counts(description) or _reject_absurd(description)
 
 
 def _reject_mask_counts(description: SiteDescription) -> Rejection | None:
@@ -142,6 +149,34 @@ def _reject_mask_counts(description: SiteDescription) -> Rejection | None:
         if sum(counts.values()) != n_cases:
             return Rejection("SITE-COUNTS", f"masks of {sum(counts.values())} cases of {n_cases}")
     return None
+
+
+def _reject_absurd(description: SiteDescription) -> Rejection | None:
+    """Counts that contradict each other, and texts that are none: a report could not be made of them."""
+    for row in description.demographics:
+        counts = (row.images, row.patients, row.female, row.male, *row.ages)
+        n_patients = max(sum(row.ages), row.female + row.male)
+        if not _are_counts(counts) or not n_patients <= row.patients <= row.images:
+            return Rejection("SITE-COUNTS", f"demographics of {row.label} contradict each other")
+    groups = (*description.training_groups.values(), *description.validation_groups.values())
+    n_images = sum(row.images for row in description.demographics)
+    if sum(groups) != n_images:
+        return Rejection("SITE-COUNTS", f"{sum(groups)} cases in size groups, {n_images} in demographics")
+    bins = [n for of_label in description.ratio_histogram.values() for n in of_label]
+    if not _are_counts(bins) or sum(bins) > n_images:
+        return Rejection("SITE-COUNTS", "the histogram of infection ratios has more cases than there are")
+    if not _are_counts(description.left_out.values()) or not all(
+        re.fullmatch(CODE, code) for code in description.left_out
+    ):
+        return Rejection("SITE-COUNTS", "what is left out is not counted by code")
+    texts = [text for item in description.versions.items() for text in item]
+    if len(texts) > MOST_TEXTS or any(not text.isprintable() or len(text) > LONGEST_TEXT for text in texts):
+        return Rejection("SITE-COUNTS", "the versions are no list of versions")
+    return None
+
+
+def _are_counts(values: Iterable[int]) -> bool:
+    return all(0 <= value <= LARGEST_COUNT for value in values)
 
 
 def relative_update(update: PackedWeights, incoming: PackedWeights) -> float:
@@ -167,7 +202,6 @@ def _reject_identity(reply: RoundReply, request: RoundRequest, enrolled: SiteDes
 
 def _reject_counts(reply: RoundReply, request: RoundRequest, enrolled: SiteDescription) -> Rejection | None:
     n_training = sum(enrolled.training_groups.values()) * request.terms.training.local_epochs
-    n_validation = sum(enrolled.validation_groups.values())
     for branch, training in reply.training.items():
         drawn = sum(training.drawn.values())
         if not training.cases == drawn == n_training or n_training < 1:
@@ -177,12 +211,35 @@ def _reject_counts(reply: RoundReply, request: RoundRequest, enrolled: SiteDescr
         if set(training.drawn) != set(SizeGroup) or min(training.drawn.values()) < 0:
             groups = ", ".join(f"{group}: {n}" for group, n in training.drawn.items())
             return Rejection("REPLY-CASES", f"{branch}: not a count of each size group: {groups}")
-        if training.steps < 1 or training.seconds < 0:
+        if not 1 <= training.steps <= training.cases or not 0 <= training.seconds <= LONGEST_S:
             return Rejection("REPLY-STEPS", f"{branch}: {training.steps} steps in {training.seconds} s")
-        validated = reply.validation[branch].n_cases
-        if validated != n_validation:
+        losses = (training.classification_loss, training.attention_loss or 0.0, training.learning_rate)
+        if not all(0 <= value <= LARGEST_LOSS for value in losses):
             return Rejection(
-                "REPLY-VALIDATION", f"{branch}: {validated} cases validated, enrolled {n_validation}"
+                "REPLY-LOSS", f"{branch}: losses or rate not from 0 to {LARGEST_LOSS:g}: {losses}"
+            )
+        rejection = _reject_validation(branch, reply.validation[branch], enrolled)
+        if rejection is not None:
+            return rejection
+    return None
+
+
+def _reject_validation(branch: Branch, counts: BranchCounts, enrolled: SiteDescription) -> Rejection | None:
+    """The counts must be of as many cases as enrolled, and, of scores, of as many of each class."""
+    n_validation = sum(enrolled.validation_groups.values())
+    if counts.n_cases != n_validation:
+        return Rejection(
+            "REPLY-VALIDATION", f"{branch}: {counts.n_cases} cases validated, enrolled {n_validation}"
+        )
+    if isinstance(counts, ScoreCounts):
+        found = counts.histogram().sum(axis=1).tolist()
+        groups = enrolled.validation_groups
+        n_covid = groups[SizeGroup.SMALL_COVID] + groups[SizeGroup.LARGE_COVID]
+        if found != [n_covid, n_validation - n_covid]:
+            return Rejection(
+                "REPLY-VALIDATION",
+                f"{branch}: {found[0]} COVID-19 and {found[1]} CAP cases validated, "
+                f"enrolled {n_covid} and {n_validation - n_covid}",
             )
     return None
 

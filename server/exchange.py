@@ -6,6 +6,7 @@ was fastest. A request that a site lost is sent again: what the site has finishe
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,12 +33,16 @@ from dsan_model.protocol import (
 from server.ledger import append_event
 from server.nodes import Nodes
 from server.spool import Spool
+from server.study import SITE_NAME
 
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.02, 3.0
 POLL_SHARE = 0.05  # of the time waited so far: what polling may cost a round of seconds or of hours
 LOOK_EVERY_S = 5.0  # how often the centre sees who is connected and who else has answered
 REPLY_GRACE_S = 3600.0  # a message outlives its deadline by this: a late reply is told from a lost one
 LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+SMALL_REPLY_BYTES = 16 * 1024 * 1024  # a reply that holds no weights is smaller
+LONGEST_MESSAGE = 500  # of a refusal, in characters
+CODE = r"[A-Z][A-Z0-9]*(-[A-Z0-9]+)+"
 CRASHES = 5  # of the ClientApp over one request: then it is not sent again
 Answer = TypeVar("Answer", bound=Reply)
 
@@ -72,6 +77,7 @@ class _Asked(Generic[Answer]):
     identifiers: list[str] = field(default_factory=list)  # of messages that may still be answered
     node: int | None = None  # that the newest was sent to
     activation: str | None = None  # of that node then; None: it was away, and finds the message when it comes
+    request_bytes: int = 0
     crashes: int = 0
     away_since: float | None = None  # on time.monotonic
     outcome: Outcome[Answer] | None = None
@@ -143,7 +149,8 @@ class Exchange:
             asked.activation = self.nodes.activation(asked.node)
             if identifier:
                 asked.identifiers.append(identifier)
-                self.bytes_to_sites += sizes[id(asked.request)]
+                asked.request_bytes = sizes[id(asked.request)]
+                self.bytes_to_sites += asked.request_bytes
             if asked.activation is None:
                 self._note_absence(asked)
 
@@ -189,7 +196,8 @@ class Exchange:
                 if message.has_error():
                     self._note_error(asked, message.error.code)
                 else:
-                    asked.outcome = _outcome(asked.site, message, asked.expected)
+                    largest = 2 * asked.request_bytes + SMALL_REPLY_BYTES
+                    asked.outcome = _outcome(asked.site, message, asked.expected, largest)
                     self.bytes_from_sites += asked.outcome.size_bytes
                     return
 
@@ -264,14 +272,27 @@ def _lateness(asked: _Asked[Answer], now: float) -> Failure:
     return Failure("SITE-LATE", "connected, and no answer before the deadline")
 
 
-def _outcome(site: str, message: Message, expected: type[Answer]) -> Outcome[Answer]:
+def _outcome(
+    site: str, message: Message, expected: type[Answer], largest_bytes: int = SMALL_REPLY_BYTES
+) -> Outcome[Answer]:
     if message.has_error():  # its text may hold paths of the site: not repeated
         return Outcome(site, Failure("SITE-CRASHED", f"Flower reports error {message.error.code}"), 0)
+    received = 0
     try:
-        answer = decode(message.content, expected)
         received = size_bytes(message.content)
-    except (ProtocolError, KeyError) as error:
-        return Outcome(site, Failure("REPLY-PROTOCOL", str(error)), 0)
+        if received > largest_bytes:
+            text = f"{received} bytes, at most {largest_bytes} answer this request"
+            return Outcome(site, Failure("REPLY-TOO-LARGE", text), received)
+        answer = decode(message.content, expected)
+    except (ProtocolError, KeyError, TypeError) as error:
+        return Outcome(site, Failure("REPLY-PROTOCOL", str(error)[:LONGEST_MESSAGE]), received)
     if isinstance(answer, Refusal):
-        return Outcome(site, Failure(answer.code, answer.message, answer.site), received)
+        return Outcome(site, _refusal(answer), received)
     return Outcome(site, answer, received)
+
+
+def _refusal(answer: Refusal) -> Failure:
+    """A site's own reason, which goes into the ledger and the report: a code, and not too long a text."""
+    if not re.fullmatch(CODE, answer.code) or not (answer.site == "" or re.fullmatch(SITE_NAME, answer.site)):
+        return Failure("REPLY-PROTOCOL", "a refusal without a code, or under a name that is none")
+    return Failure(answer.code, answer.message[:LONGEST_MESSAGE], answer.site)

@@ -37,7 +37,7 @@ def run_study_on(engine: Engine, run_folder: Path, site_configs: tuple[Path, ...
     os.environ["OMP_NUM_THREADS"] = "1"  # of every process from here on: one core a site, the same last bits
     match engine:
         case Engine.INPROCESS:
-            _run_in_process(run_folder, site_configs, workers)
+            run_in_process(run_folder, site_configs, workers, client_app)
         case Engine.RAY:
             from simulation.ray_engine import run_on_ray
 
@@ -48,9 +48,10 @@ def run_study_on(engine: Engine, run_folder: Path, site_configs: tuple[Path, ...
             run_on_deployment(run_folder, site_configs)
 
 
-def _run_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
+def run_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: int, app: ClientApp) -> None:
+    """Run the study with this ClientApp at every site, as function calls."""
     with ThreadPoolExecutor(workers, "site", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        grid = InProcessGrid(client_app, site_configs, pool)
+        grid = InProcessGrid(app, site_configs, pool)
         server_app(grid, _context(0, {}, {"run-dir": str(run_folder)}))
 
 

@@ -1,6 +1,7 @@
 """Training and prediction at a site (III-D, IV-C); federated training held against pooled training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsan_model.data_parallel import Share
 from dsan_model.network import AttentionResNet, NetworkConfig, initial_state
 from dsan_model.traffic import Precision, pack
 from dsan_model.training import (
@@ -302,7 +304,7 @@ def test_batches_stack_float16_volumes_as_float32_with_a_channel() -> None:
 
 def test_flipping_mirrors_along_every_axis_half_of_the_time_and_the_mask_alike() -> None:
     samples = samples_of([1, 0] * 20)
-    flipped = list(randomly_flipped(batches_of(samples, 7), np.random.default_rng(0)))
+    flipped = list(randomly_flipped(batches_of(samples, 7), np.random.default_rng(0), [7] * 5 + [5]))
     assert torch.cat([batch.label_B for batch in flipped]).tolist() == [1.0, 0.0] * 20
     volumes = torch.cat([batch.volume_B1DHW for batch in flipped])[:, 0]
     infections = torch.cat([batch.infection_BDHW for batch in flipped])
@@ -316,10 +318,31 @@ def test_flipping_mirrors_along_every_axis_half_of_the_time_and_the_mask_alike()
     assert all(10 <= n <= 30 for n in n_flipped.values())
 
 
+def test_processes_that_share_a_batch_flip_its_cases_as_one_would() -> None:
+    samples = samples_of([1, 0, 1, 0, 1])
+    order, sizes = np.arange(5), [4, 1]
+    whole = list(randomly_flipped(batches(samples, order, 4, CPU), np.random.default_rng(0), sizes))
+    shares = [Share(rank, 2) for rank in range(2)]
+    parts = [
+        list(
+            randomly_flipped(
+                batches(samples, order, 4, replace(CPU, share=share)), np.random.default_rng(0), sizes, share
+            )
+        )
+        for share in shares
+    ]
+    for number, batch in enumerate(whole):
+        for share, part in zip(shares, parts, strict=True):
+            mine = slice(share.rank, None, 2)
+            assert torch.equal(part[number].volume_B1DHW, batch.volume_B1DHW[mine])
+            assert torch.equal(part[number].infection_BDHW, batch.infection_BDHW[mine])
+    assert len(parts[1][1].label_B) == 0  # the last batch has a case for one of them only
+
+
 def test_flips_follow_from_the_generator_alone() -> None:
     samples = samples_of([1, 0] * 4)
     first, again, other = (
-        torch.cat([b.volume_B1DHW for b in randomly_flipped(batches_of(samples, 4), generator)])
+        torch.cat([b.volume_B1DHW for b in randomly_flipped(batches_of(samples, 4), generator, [4, 4])])
         for generator in (np.random.default_rng(seed) for seed in (1, 1, 2))
     )
     assert torch.equal(first, again)

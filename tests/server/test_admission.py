@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from restarting_grid import description
 
 from dsan_model.cases import RATIO_EDGES, Case, Label, RatioGroup, SizeGroup
 from dsan_model.ensemble import EnsembleWeights
@@ -45,7 +46,8 @@ def weights_of(*values: float, counter: int = 3) -> PackedWeights:
 
 
 def validated(n_cases: int) -> ScoreCounts:
-    return score_counts([0.0] * n_cases, [Case("c", "p", Label.CAP, 0.0)] * n_cases)
+    labels = [Label.COVID, Label.CAP] * n_cases
+    return score_counts([0.0] * n_cases, [Case("c", "p", label, 0.0) for label in labels[:n_cases]])
 
 
 INCOMING = weights_of(3.0, 4.0)  # of norm 5
@@ -158,6 +160,19 @@ REJECTED: dict[str, tuple[RoundReply, str, str]] = {
         "REPLY-VALIDATION",
         "ss: 3 cases validated, enrolled 4",
     ),
+    "other classes validated": (
+        replace(
+            GOOD,
+            validation={US: validated(4), SS: score_counts([0.0] * 4, [Case("c", "p", Label.CAP, 0.0)] * 4)},
+        ),
+        "REPLY-VALIDATION",
+        "ss: 0 COVID-19 and 4 CAP cases validated, enrolled 2 and 2",
+    ),
+    "more steps than cases": (trained(steps=21), "REPLY-STEPS", "21 steps"),
+    "endless": (trained(seconds=1e300), "REPLY-STEPS", "1e+300 s"),
+    "absurd loss": (trained(classification_loss=1e308), "REPLY-LOSS", "1e+308"),
+    "absurd attention loss": (trained(attention_loss=-1.0), "REPLY-LOSS", "-1.0"),
+    "absurd rate": (trained(learning_rate=1e300), "REPLY-LOSS", "1e+300"),
     "other tensors": (
         updated(pack(flatten({"v": torch.ones(2), "n": torch.tensor(3)}), Precision.FLOAT32)),
         "UPDATE-LAYOUT",
@@ -319,3 +334,49 @@ def test_a_held_out_site_explains_all_its_covid_cases() -> None:
     found = reject_attention(explained(*SUMS), EXPLAIN, held_out)
     assert found is not None
     assert found.code == "REPLY-CASES"
+
+
+# ---- descriptions ----
+
+
+def described(**changes: object) -> SiteDescription:
+    return replace(description("north"), **changes)  # type: ignore[arg-type]
+
+
+def row(**changes: object) -> tuple[Demographics, ...]:
+    covid, cap = description("north").demographics
+    return (replace(covid, **changes), cap)  # type: ignore[arg-type]
+
+
+BAD_DESCRIPTIONS: dict[str, tuple[SiteDescription, str]] = {
+    "a name with a path": (described(site="../north"), "SITE-NAME"),
+    "a group missing": (described(training_groups={SizeGroup.SMALL_CAP: 1}), "SITE-COUNTS"),
+    "a group below 0": (
+        described(training_groups=dict(zip(SizeGroup, (5, 5, 10, -1), strict=True))),
+        "SITE-COUNTS",
+    ),
+    "absurdly many cases": (
+        described(training_groups=dict(zip(SizeGroup, (10**30, 5, 10, 0), strict=True))),
+        "SITE-COUNTS",
+    ),
+    "ages that would fill the memory": (described(demographics=row(ages=(10**12,) * 121)), "SITE-COUNTS"),
+    "more patients than images": (described(demographics=row(patients=13)), "SITE-COUNTS"),
+    "more women than patients": (described(demographics=row(female=13)), "SITE-COUNTS"),
+    "other images than groups": (described(demographics=row(images=13)), "SITE-COUNTS"),
+    "bins of another number": (described(ratio_histogram=dict.fromkeys(Label, (1,))), "SITE-COUNTS"),
+    "left out without a code": (described(left_out={"<script>": 1}), "SITE-COUNTS"),
+    "a version of a megabyte": (described(versions={"torch": "9" * 10**6}), "SITE-COUNTS"),
+    "a version with a line break": (described(versions={"torch": "2\n"}), "SITE-COUNTS"),
+}
+
+
+def test_a_good_description_passes() -> None:
+    assert reject_description(described()) is None
+
+
+@pytest.mark.parametrize("name", BAD_DESCRIPTIONS)
+def test_a_description_that_contradicts_itself_is_rejected(name: str) -> None:
+    bad, code = BAD_DESCRIPTIONS[name]
+    found = reject_description(bad)
+    assert found is not None
+    assert found.code == code
