@@ -48,7 +48,7 @@ class _Order:
 def train_in_processes(
     task: BranchTask,
     samples: CaseSamples,
-    optimiser_state: dict[str, Tensor] | None,
+    optimiser_state: dict[str, Tensor],
     machine: Machine,
     progress: Progress,
     *,
@@ -166,7 +166,7 @@ def _work(rank: int, order: _Order, sender: Connection, parent: int) -> None:
 def _train(order: _Order, machine: Machine, progress: Progress) -> None:
     folder = order.folder
     task = replace(order.task, incoming=load_weights(folder / "incoming.safetensors"))
-    state = load_file(folder / "optimiser.safetensors") if order.has_optimiser_state else None
+    state = load_file(folder / "optimiser.safetensors") if order.has_optimiser_state else {}
     trained = train_alone(task, order.samples, state, machine, progress, checkpointing=order.checkpointing)
     if machine.share.rank == 0:
         save_weights(folder / "trained.safetensors", trained.weights)

@@ -16,7 +16,7 @@ log = logging.getLogger("dsan.client")
 def train_branch(
     task: BranchTask,
     samples: CaseSamples,
-    optimiser_state: dict[str, Tensor] | None,
+    optimiser_state: dict[str, Tensor],
     machine: Machine,
     progress: Progress,
 ) -> TrainedBranch:

@@ -147,7 +147,8 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 def _initialise(network: nn.Module) -> None:
     for module in network.modules():
-        if isinstance(module, nn.Conv3d):
+        # on the meta device there is nothing to fill, and normal_ would import torch's compiler for seconds
+        if isinstance(module, nn.Conv3d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 

@@ -95,8 +95,6 @@ def description(site: str) -> SiteDescription:
         left_out={},
         lung_masks={"given": 24},
         infection_masks={"given": 24},
-        lung_masks={"given": 24},
-        infection_masks={"given": 24},
         withheld=(),
         golden_case=GoldenResult("cpu", dict(asdict(GOLDEN))),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_study import Simulate, copied, results_of
 
-ROUNDS = 4
+ROUNDS = 2
 
 
 def curves(hospitals: Path, folder: Path, simulate: Simulate, processes: int) -> list[tuple[float, float]]:
@@ -21,6 +21,7 @@ def curves(hospitals: Path, folder: Path, simulate: Simulate, processes: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_of_a_site_have_the_loss_curve_of_one(
     hospitals: Path, finished: Path, tmp_path: Path, simulate: Simulate
 ) -> None:
