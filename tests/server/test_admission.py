@@ -233,7 +233,7 @@ def test_the_relative_update_is_the_norm_of_the_update_over_that_of_the_incoming
 def a_description(**changes: object) -> SiteDescription:
     """A site of 24 cases that may be enrolled."""
     fields = {
-        "demographics": tuple(Demographics(label, 3, 3, (0,) * AGES, 0, 0) for label in Label),
+        "demographics": tuple(Demographics(label, 12, 12, (0,) * AGES, 0, 0) for label in Label),
         "ratio_histogram": {label: (0,) * (len(RATIO_EDGES) - 1) for label in Label},
         "lung_masks": {"given": 4, "vbnet-0a1b2c3d": 20},
         "infection_masks": {"crude-1": 24},
