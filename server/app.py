@@ -41,7 +41,14 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
     with _for_us_alone(run_folder), _logged(run_folder / "study.log"):
-        run_study(grid, run_folder)
+        try:
+            run_study(grid, run_folder)
+        except StudyPausedError as error:
+            log.error("paused: %s", error)
+            raise
+        except Exception:
+            log.exception("the study's process fails")
+            raise
         _report(run_folder)
 
 

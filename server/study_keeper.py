@@ -15,6 +15,7 @@ from server.wishes import Attempt, Wish, end_wish, read_attempt, read_wishes, st
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 STEADY_S = 600.0  # a run that lived this long begins again with the first pause
 PENDING_S = 45.0  # a run that nobody took by then: the SuperExec is alive, and of no use
+DIED = "its process has ended"
 STOP_S = 60.0  # a study that should stop, and is still at work: its process hangs
 
 log = logging.getLogger("dsan.server")
@@ -27,6 +28,7 @@ class StudyKeeper:
         self._centre = centre
         self._superlink = superlink
         self._began: set[int] = set()  # runs that had their run folder locked: at work
+        self._left: set[int] = set()  # of these, those whose lock was gone at the last look
         self._pending_since: dict[int, float] = {}
         self._is_hanging = False
 
@@ -76,11 +78,15 @@ class StudyKeeper:
             self._pending_since.setdefault(run_id, time.monotonic())
         else:
             self._pending_since.pop(run_id, None)
+        if status.is_finished:
+            return status.details or DIED
         if is_run_in_work(self._centre.run(wish.run)):
             self._began.add(run_id)
-        elif run_id in self._began:
-            return "its process has ended"
-        return (status.details or "its process has ended") if status.is_finished else None
+        elif run_id in self._left:
+            return DIED
+        elif run_id in self._began:  # a process that ends by itself tells Flower why, a moment later
+            self._left.add(run_id)
+        return None
 
     def _retry_later(self, wish: Wish, attempt: Attempt, run_id: int, reason: str) -> None:
         if study_end(self._centre, wish) is not None:  # written between two looks
@@ -105,7 +111,7 @@ class StudyKeeper:
         if attempt.run_id is not None:
             self._superlink.stop_run(attempt.run_id)
         if is_run_in_work(self._centre.run(wish.run)):  # it notices with its next question to the SuperLink
-            self._is_hanging = time.time() - wish.asked_at > STOP_S
+            self._is_hanging |= time.time() - wish.asked_at > STOP_S
             return
         if attempt.run_id is not None:
             self._forget(attempt.run_id)
@@ -115,6 +121,7 @@ class StudyKeeper:
 
     def _forget(self, run_id: int) -> None:
         self._began.discard(run_id)
+        self._left.discard(run_id)
         self._pending_since.pop(run_id, None)
 
     def _is_stuck(self) -> bool:

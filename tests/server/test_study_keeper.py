@@ -144,6 +144,7 @@ def test_a_process_that_died_is_noticed_by_its_lock(
         keeper.tend()
         assert run_id(centre) == first
     keeper.tend()
+    keeper.tend()
     assert read_attempt(centre, wish).last_failure == "its process has ended"
     assert running.superlink.run_status(first).is_finished  # type: ignore[arg-type, union-attr]
 
