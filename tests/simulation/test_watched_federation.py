@@ -66,7 +66,7 @@ class Watched:
 def long_study(site: str) -> StudyConfig:
     """One round, far longer than the test."""
     study = preset_study("tiny", "watched", 0)
-    training = study.training.model_copy(update={"local_epochs": 100_000})
+    training = study.training.model_copy(update={"local_epochs": 20_000})
     sites = study.sites.model_copy(update={"training": (site,)})
     return study.model_copy(update={"rounds": 1, "training": training, "sites": sites})
 
@@ -93,6 +93,11 @@ def watched(hospitals: Path, tmp_path: Path) -> Iterator[Watched]:
         federation.stop()
 
 
+def has_trained_a_step(progress: Path) -> bool:
+    line = read_progress(progress)
+    return line is not None and line.phase == "training" and line.done > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watched) -> None:
@@ -100,11 +105,11 @@ def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watch
     study.write_text(study_toml(long_study(watched.hospital.name)))
     require_done(watched.federation.server("train", study, "--detach"))
     progress = read_site(watched.hospital / "site.toml").progress_file
-    seconds_until(lambda: (line := read_progress(progress)) is not None and line.phase == "training")
+    seconds_until(lambda: has_trained_a_step(progress))
     seen_s = seconds_until(lambda: watched.phase() == "training")
     line = read_progress(progress)
     assert line is not None
-    steps_s = seconds_until(lambda: watched.status()["now"]["done"] >= line.done)
+    steps_s = seconds_until(lambda: watched.status()["now"]["done"] >= max(1, line.done))
     assert max(seen_s, steps_s) < PROGRESS_S
     now = watched.status()["now"]
     assert (now["study"], now["round"], now["branch"]) == ("watched", 1, line.branch)
