@@ -76,7 +76,8 @@ def train_alone(
     load_optimiser_tensors(optimiser, optimiser_state)
     proximal = incoming_parameters(network) if config.proximal_mu > 0 else None
     results, drawn = [], Counter[int]()
-    for epoch in _epochs(task):
+    epochs = _epochs(task)
+    for epoch in epochs:
         set_learning_rate(optimiser, learning_rate(config, epoch))
         generator = epoch_generator(task.terms.seed, task.site, task.branch, epoch)
         order = _order(task, samples, generator)
@@ -93,7 +94,7 @@ def train_alone(
                 drawn_batches,
                 config.attention_weight if task.branch.has_attention_loss else 0.0,
                 machine,
-                partial(_tell, progress, steps),
+                partial(_tell, progress, steps * (epoch - epochs.start), steps * len(epochs)),
                 proximal=proximal,
                 proximal_mu=config.proximal_mu,
             )
@@ -103,8 +104,9 @@ def train_alone(
     return TrainedBranch(training, flatten(network.state_dict()), optimiser_tensors(optimiser))
 
 
-def _tell(progress: Progress, steps: int, done: int) -> None:
-    progress(done, steps)
+def _tell(progress: Progress, done_before: int, steps: int, done: int) -> None:
+    """The steps of all local epochs, not those of one: the ETA is that of the training."""
+    progress(done_before + done, steps)
 
 
 def _epochs(task: BranchTask) -> range:

@@ -15,6 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors import SafetensorError
 
+from dsan_daemon.logs import JsonLines, logging_about
 from dsan_model.sampling import Branch
 from server.enrolment import Enrolled, enrol, take_back
 from server.ensemble_fit import fit
@@ -40,7 +41,7 @@ log = logging.getLogger("dsan.server")
 def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
-    with _for_us_alone(run_folder), _logged(run_folder / "study.log"):
+    with _for_us_alone(run_folder), _logged(run_folder):
         try:
             run_study(grid, run_folder)
         except StudyPausedError as error:
@@ -83,17 +84,23 @@ def _is_locked_now(lock: TextIO) -> bool:
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Repeat what the study says into a file of its run folder."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
+def _logged(run_folder: Path) -> Iterator[None]:
+    """Repeat what the study says into its run folder: study.log in words, study.jsonl for programs."""
+    words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handlers = []
+    for name, formatter in (("study.log", words), ("study.jsonl", JsonLines())):
+        handler = logging.FileHandler(run_folder / name, encoding="utf-8")
+        handler.setFormatter(formatter)
+        handlers.append(handler)
+        log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        yield
+        with logging_about(study=run_folder.name):
+            yield
     finally:
-        log.removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
 
 
 def run_study(grid: Grid, run_folder: Path) -> None:

@@ -88,7 +88,8 @@ def enrol(exchange: Exchange, study: StudyConfig, run_folder: Path) -> Enrolled:
     _only_as_before(enrolled, run_folder)
     enrolled.groups = _groups_at_the_start(enrolled, run_folder)
     for site, failure in sorted(enrolled.failures.items()):
-        log.warning("%s cannot take part: %s: %s", site, failure.code, failure.message)
+        reason = f"{failure.code}: {failure.message}"
+        log.warning("%s cannot take part: %s", site, reason, extra={"site": site})
     return enrolled
 
 
@@ -104,7 +105,7 @@ def take_back(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_fo
     _only_as_before(enrolled, run_folder)
     for site, failure in left_out.items():
         if site in enrolled.descriptions:
-            log.info("%s takes part again", site)
+            log.info("%s takes part again", site, extra={"site": site})
             append_event(run_folder, "site-back", f"{site} takes part again")
         else:
             enrolled.failures.setdefault(site, failure)

@@ -250,11 +250,11 @@ class Exchange:
     def _note_absence(self, asked: _Asked[Answer]) -> None:
         if asked.away_since is None:
             asked.away_since = time.monotonic()
-            log.warning("%s is not connected; waiting for it", asked.site)
+            log.warning("%s is not connected; waiting for it", asked.site, extra={"site": asked.site})
             self._tell("site-away", f"{asked.site} is not connected")
 
     def _send_again(self, asked: _Asked[Answer], why: str) -> None:
-        log.warning("%s is asked again: %s", asked.site, why)
+        log.warning("%s is asked again: %s", asked.site, why, extra={"site": asked.site})
         self._tell("asked-again", f"{asked.site}: {why}")
         self._send([asked])
 

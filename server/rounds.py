@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dsan_daemon.logs import logging_about
 from dsan_model.metrics import auc
 from dsan_model.network import initial_state
 from dsan_model.protocol import (
@@ -65,7 +66,8 @@ def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder
         append_event(run_folder, "resumed", f"after round {state.round} of {study.rounds}")
         log.info("resumed after round %d of %d", state.round, study.rounds)
     while state.round < study.rounds:
-        state = _next_round(exchange, study, enrolled, run_folder, state)
+        with logging_about(round=state.round + 1):
+            state = _next_round(exchange, study, enrolled, run_folder, state)
         save_round(run_folder, state)
         prune_rounds(run_folder, state, {best.round for best in select(state).values()})
     return state
@@ -208,7 +210,8 @@ class _Gathered:
                 round_number, site, branch.value, status, code=reason.code, message=reason.message
             )
             self.entries.append(entry)
-        log.warning("round %d: %s is %s: %s: %s", round_number, site, status, reason.code, reason.message)
+        about = (round_number, site, status, reason.code, reason.message)
+        log.warning("round %d: %s is %s: %s: %s", *about, extra={"site": site})
 
 
 def _next_round(

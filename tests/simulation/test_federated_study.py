@@ -1,6 +1,7 @@
 """The whole study on one machine, as a researcher runs it."""
 
 import fcntl
+import json
 import random
 import signal
 import subprocess
@@ -36,6 +37,26 @@ def test_ledger_accepts_every_training_site_in_every_round_and_branch(finished: 
     lines = [line for line in read_ledger(finished) if line["event"] == "round"]
     assert {line["status"] for line in lines} == {"accepted"}
     assert len(lines) == 3 * 3 * 3  # sites, rounds, branches
+
+
+def test_the_ledger_has_the_cosine_of_every_accepted_update(finished: Path) -> None:
+    cosines: dict[tuple[object, object], list[float]] = {}
+    for line in read_ledger(finished):
+        if line["event"] == "round":
+            cosines.setdefault((line["round"], line["branch"]), []).append(float(str(line["cosine"])))
+    assert len(cosines) == 3 * 3
+    for of_round in cosines.values():
+        assert all(-1 <= cosine <= 1 for cosine in of_round)
+        assert max(of_round) > 0  # a mean cannot point away from all that it is made of
+
+
+def test_every_line_of_the_json_log_knows_its_study_and_those_of_a_round_the_round(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "study.jsonl").read_text().splitlines()]
+    assert {line["study"] for line in lines} == {finished.name}
+    assert {line["round"] for line in lines if line["message"].startswith("round ")} == {1, 2, 3}
+    assert [line["message"] for line in lines] == [
+        line.split(" ", 3)[3] for line in (finished / "study.log").read_text().splitlines()
+    ]
 
 
 def test_drawn_groups_of_size_balanced_sampling_pass_the_chi_square_test(finished: Path) -> None:
