@@ -165,6 +165,21 @@ def test_an_enrolled_site_reaches_the_fleet_interface_by_its_key(
     assert pull(running, enrolled["north"], node_id) == 200
 
 
+@pytest.mark.parametrize(("megabytes", "status"), [(30, 415), (65, 413)])
+def test_a_large_piece_of_weights_passes_and_a_larger_one_than_flower_sends_does_not(
+    running: Any, megabytes: int, status: int
+) -> None:
+    """415 is the SuperLink's own answer to a body that is no message: it has come through."""
+    body = b"\0" * (megabytes << 20)
+    url = f"https://{running.address}/v1/fleet/push-object"
+    answer = httpx.post(url, content=body, verify=tls(running))
+    assert answer.status_code == status
+
+
+def test_the_console_answers_on_loopback(running: Any) -> None:
+    assert httpx.get(f"http://127.0.0.1:{running.config.console_port}/").status_code == 200
+
+
 def test_a_site_cannot_act_as_another_node(
     running: Any, running_centre: ModuleType, enrolled: dict[str, Any]
 ) -> None:
