@@ -166,7 +166,7 @@ class _Daemon:
             self._reason = self._missing_program()
         except SuperLinkError as error:
             self._tend_deaf(error)
-        except (OSError, RefusedError) as error:  # a full disk, a damaged file: the programs go on
+        except (OSError, ValueError, RefusedError) as error:  # a full disk, a damaged file: the programs go on
             self._complain(error)
         if not self._is_insecure and _version(self._centre.tls / "crl.pem") != self._revoked_seen:
             self._reload_proxy()
@@ -178,12 +178,12 @@ class _Daemon:
             raise SuperLinkError("the SuperLink does not answer")
         if not self._is_ready:
             self._keeper.begin()
+        if self._keeper.tend():
+            self._supervisor.restart("superexec")
         members = _version(self._centre.sites)
         if not self._is_insecure and members != self._members_seen:
             reconcile_nodes(self._centre, self._superlink)
             self._members_seen = members  # what was written since is looked at next time
-        if self._keeper.tend():
-            self._supervisor.restart("superexec")
         if not self._is_ready:
             self._is_ready = True
             notify_ready("ready")
@@ -243,8 +243,8 @@ def _secret(path: Path) -> str:
 
 
 def _version(path: Path) -> int:
-    """Changes when a file, or the list of files of a folder, does."""
-    return path.stat().st_mtime_ns
+    """Changes when a file, or the list of files of a folder, does; 0: there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _shorten_log(path: Path) -> None:
