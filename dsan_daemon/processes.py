@@ -193,12 +193,22 @@ def end_leftovers(record: Path) -> list[int]:
 
 
 def _left(record: Path) -> list[int]:
-    """Recorded processes that are still there; another program with the same number is told by its start."""
+    """Recorded processes that are still there, or whose group is; another program is told by its start.
+
+    nginx's workers outlive their killed master, in its group, and their environment bears no mark. While a
+    group lives no process gets its number; after a reboot it means nothing.
+    """
     try:
         recorded = json.loads(record.read_text())
+        is_of_this_boot = record.stat().st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     except (FileNotFoundError, ValueError):
         return []
-    return [int(pid) for pid, started in recorded.items() if started and started_at(int(pid)) == started]
+    found = []
+    for pid, started in ((int(pid), started) for pid, started in recorded.items() if started):
+        there = started_at(pid)
+        if there == started or (there is None and is_of_this_boot and _has_group(pid)):
+            found.append(pid)
+    return found
 
 
 def started_at(pid: int) -> int | None:
@@ -224,6 +234,14 @@ def _end_marked(mark: str, is_prefix: bool = False) -> list[int]:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     return found
+
+
+def _has_group(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def _end_group(pid: int, number: signal.Signals) -> None:

@@ -166,7 +166,7 @@ class _Daemon:
             self._reason = self._missing_program()
         except SuperLinkError as error:
             self._tend_deaf(error)
-        except (OSError, ValueError, RefusedError) as error:  # a full disk, a damaged file: the programs go on
+        except (OSError, ValueError, RefusedError) as error:  # a full disk, a damaged file: the rest goes on
             self._complain(error)
         if not self._is_insecure and _version(self._centre.tls / "crl.pem") != self._revoked_seen:
             self._reload_proxy()

@@ -187,3 +187,17 @@ def test_leftovers_that_stay_are_not_waited_for_for_ever(tmp_path: Path) -> None
     began = time.monotonic()
     await_leftovers(record, 0.3)
     assert time.monotonic() - began < 5.0
+
+
+def test_a_group_whose_leader_was_killed_is_ended_too(tmp_path: Path) -> None:
+    """As nginx's workers, which have no mark in their environment."""
+    record, worker = tmp_path / "pids.json", tmp_path / "worker"
+    script = f"env -i sleep 60 & echo $! > {worker}; wait"
+    process = spawn(("/bin/sh", "-c", script), os.environ, tmp_path / "leader.log")
+    wait_until(lambda: worker.exists() and worker.read_text() != "")
+    record.write_text(f'{{"{process.pid}": {started_at(process.pid)}}}')
+    process.kill()
+    process.wait()
+    assert is_alive(int(worker.read_text()))
+    assert end_leftovers(record) == [process.pid]
+    wait_until(lambda: not is_alive(int(worker.read_text())))
