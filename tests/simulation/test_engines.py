@@ -1,5 +1,6 @@
 """Three engines, the same two apps, the same weights; and what the in-process Grid owes to Flower 1.41."""
 
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from small_study import COMMAND, Simulate, copied, model_bytes
+from small_study import COMMAND, Simulate, copied, model_bytes, results_of
 
+from server.ledger import read_ledger
 from simulation.engines import InProcessGrid
 
 
@@ -95,3 +97,25 @@ def test_engine_ends_with_the_weights_of_the_in_process_one(
     engine: str, in_process: dict[str, bytes], small_hospitals: Path, tmp_path: Path
 ) -> None:
     assert run_once(small_hospitals, tmp_path, engine) == in_process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_deployment_is_resumed_by_the_same_command(
+    small_hospitals: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    options = ("--preset", "tiny", "--rounds", "2", "--workers", "2", "--engine", "deployment")
+    at_sites, out = copied(small_hospitals, tmp_path / "hospitals"), tmp_path / "run"
+    command = [*COMMAND, "run", "--hospitals", str(at_sites), "--out", str(out), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        assert any("round 1/2" in line for line in process.stderr)
+        process.send_signal(number)
+        assert process.wait() != 0
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert results_of(out)["complete"] is True
+    started = [line for line in read_ledger(out) if line.get("event") == "resumed"]
+    assert len(started) == 1
