@@ -79,7 +79,12 @@ def parse_configuration(table: dict[str, Any], kind: type[Configuration], where:
 
 def _as_json(table: dict[str, Any]) -> str:
     # JSON has the types of our TOML files, and pydantic's strict mode reads tuples and enums from it
-    return json.dumps(table, default=str)
+    return json.dumps(table, default=_not_ours)
+
+
+def _not_ours(value: object) -> dict[str, str]:
+    """A date or time of TOML as what no key takes, so that it is refused and shown."""
+    return {"date or time": str(value)}
 
 
 def _problem(detail: ErrorDetails, kind: type[BaseModel]) -> Problem:

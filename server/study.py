@@ -22,6 +22,7 @@ from dsan_model.vbnet import VBNetConfig
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(ge=8, le=1024)]  # of a grid, as in site.toml
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 Scales = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)]
 Millimetres = Annotated[float, Field(ge=0.1, le=20)]
@@ -31,7 +32,7 @@ Task = Literal["classification", "segmentation"]
 class InputTable(Strict):
     """[input]: the grid that the network sees."""
 
-    shape_dhw: tuple[Positive, Positive, Positive] = PAPER_SHAPE_DHW
+    shape_dhw: tuple[Side, Side, Side] = PAPER_SHAPE_DHW
     antialias: bool = False  # only where a preset shrinks the grid: the paper's two linear steps would alias
 
 
@@ -107,6 +108,10 @@ class SitesTable(Strict):
         both = sorted(set(self.training) & set(self.held_out))
         if both:
             raise ValueError(f"{', '.join(both)}: a site trains or is held out, not both")
+        for name, sites in (("training", self.training), ("held_out", self.held_out)):
+            twice = sorted({site for site in sites if sites.count(site) > 1})
+            if twice:
+                raise ValueError(f"{name} names {', '.join(twice)} more than once")
         return self
 
 
@@ -144,6 +149,13 @@ class StudyConfig(Strict):
     def _fold_is_one_of_the_folds(self) -> "StudyConfig":
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: there are folds 0 to {self.folds - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _quorum_can_be_reached(self) -> "StudyConfig":
+        n_training, quorum = len(self.sites.training), self.participation.quorum
+        if n_training and quorum > n_training:
+            raise ValueError(f"participation.quorum is {quorum}, and there are {n_training} training sites")
         return self
 
     @property

@@ -227,3 +227,27 @@ def test_a_fold_that_does_not_exist_is_refused(path: Path) -> None:
 def test_a_site_cannot_train_and_be_held_out(path: Path) -> None:
     problem = problem_of(path, '[sites]\ntraining = ["a", "b"]\nheld_out = ["b"]')
     assert "b: a site trains or is held out, not both" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[sites]\ntraining = ["a", "b", "a"]', "training names a more than once"),
+        (
+            '[sites]\ntraining = ["a", "b"]\n[participation]\nquorum = 3',
+            "quorum is 3, and there are 2 training",
+        ),
+        ("[input]\nshape_dhw = [1, 64, 64]", "input.shape_dhw.0"),
+        ("[input]\nshape_dhw = [64, 64, 1000000]", "input.shape_dhw.2"),
+    ],
+)
+def test_what_cannot_work_is_refused(path: Path, text: str, reason: str) -> None:
+    path.write_text(f'name = "study"\n{text}\n')
+    with pytest.raises(ConfigurationError, match=reason):
+        read_study(path)
+
+
+def test_a_date_is_no_name(path: Path) -> None:
+    path.write_text("name = 1979-05-27\n")
+    with pytest.raises(ConfigurationError, match="1979-05-27"):
+        read_study(path)
