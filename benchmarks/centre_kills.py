@@ -3,6 +3,10 @@
     python benchmarks/centre_kills.py
     python benchmarks/centre_kills.py --targets serverapp everything --phases training fitting
 
+Phases are told by the run folder: `describing` before the sites are known, `training` in round 2, `writing`
+while a round is in the ledger and not yet on disk, `fitting` after the last round (validation, ensemble),
+`testing` after the ensemble (held-out site, attention scores).
+
 A centre and three hospitals on this machine, by dsan-server and dsan-client as people start them (nginx is
 needed), four rounds of the smallest preset. One study for each target; it is hit once in every phase. A
 daemon that was killed is started again at once, as systemd would; `everything` is a power cut of the centre:
@@ -27,7 +31,6 @@ from server.ledger import read_ledger
 from server.run_folder import study_toml
 from server.status import is_run_in_work
 from server.study import read_study
-from server.watch_file import read_watch
 from simulation.federation import (
     Federation,
     found_on_free_ports,
@@ -37,7 +40,8 @@ from simulation.federation import (
 )
 
 TARGETS = ("nginx", "superlink", "superexec", "serverapp", "daemon", "everything")
-PHASES = ("describing", "training", "writing", "fitting", "evaluating", "explaining")
+PHASES = ("describing", "training", "writing", "fitting", "testing")
+PAUSE_S = 3.0  # after what marks the beginning of a phase in the run folder: the sites are at work then
 SITES = ("hospital-1", "hospital-2", "hospital-3")
 ROUNDS = 4
 LONGEST_S = 900.0
@@ -112,12 +116,21 @@ class Study:
         return bool(events["complete"]) and is_equal and times <= 2 and "NOT BACK" not in cells
 
     def _is_in(self, phase: str) -> bool:
-        """As the sites say it through SiteWatch; `writing`: a round is in the ledger and not yet on disk."""
-        if phase == "writing":
-            done = {int(str(line["round"])) for line in read_ledger(self.run) if line.get("event") == "round"}
-            return bool(done) and not (self.run / "rounds" / f"{max(done):04d}").exists()
-        watched = read_watch(self.federation.centre / "state").values()
-        return any(site.connected and site.status.phase == phase for site in watched)
+        if not is_run_in_work(self.run):
+            return False
+        log = self.run / "study.log"
+        match phase:
+            case "describing":
+                return not (self.run / "sites.json").exists()
+            case "training":
+                return _is_older(self.run / "rounds" / "0001")
+            case "writing":
+                events = [line for line in read_ledger(self.run) if line.get("event") == "round"]
+                newest = max((int(str(line["round"])) for line in events), default=0)
+                return newest > 0 and not (self.run / "rounds" / f"{newest:04d}").exists()
+            case "fitting":
+                return _is_older(self.run / "rounds" / f"{ROUNDS:04d}")
+        return log.exists() and "ensemble" in log.read_text() and _is_older(log)
 
     def _has_ended(self) -> bool:
         return any(line["event"] == "complete" for line in read_ledger(self.run))
@@ -138,6 +151,11 @@ class Study:
         if daemon.pid in hit:
             daemon.wait()
             self.federation.start("centre", "server.cli", "start", "--dir", self.federation.centre)
+
+
+def _is_older(path: Path) -> bool:
+    """Whether it is there, and has been for a while."""
+    return path.exists() and time.time() - path.stat().st_mtime > PAUSE_S
 
 
 def _programs(state: Path, name: str) -> list[int]:
