@@ -34,6 +34,7 @@ clientapp = "client.app:app"
 
 [tool.flwr.app.config]
 run-dir = ""
+dry-run = false
 """
 _DATE = (2024, 10, 1, 0, 0, 0)  # Flower's own for bundles
 

@@ -100,6 +100,7 @@ class DescribeRequest:
     """Who are you, and what would you bring to this study?"""
 
     terms: StudyTerms
+    measures_speed: bool = False  # whether to time a training step, for an estimate
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class SiteDescription:
     golden_case: GoldenResult  # what the site's machine computes
     lung_masks: dict[str, int]  # cases by what made their lung mask: "given", "classical-1"
     infection_masks: dict[str, int]  # likewise; ratios of different segmenters do not compare
+    seconds_per_case: float | None = None  # of a training step, if it was asked for
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Half precision has 11 bits for each value and 30 powers of two of range. One pow
 its largest value near the upper end of that range, so that none overflows and hardly any underflows.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -57,31 +58,39 @@ class PackedWeights:
 
     @cached_property
     def norm(self) -> float:
-        """L2 norm of all floats; NaN or infinite if one of them is, or if they are too large for float32."""
-        return math.hypot(*(float(torch.linalg.vector_norm(slab)) for _, slab in self.slabs()))
+        """L2 norm of all floats; NaN or infinite if one of them is."""
+        norms = (float(torch.linalg.vector_norm(values)) * scale for _, values, scale in self.slabs())
+        return math.hypot(*norms)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the values."""
         return self.floats.nbytes + self.integers.nbytes
 
-    def slabs(self) -> Iterator[tuple[slice, Tensor]]:
-        """The floats in float32, a slab at a time with its place: no second copy of all of them exists."""
+    def slabs(self) -> Iterator[tuple[slice, Tensor, float]]:
+        """Place, float32 values and the scale to multiply them by, a slab at a time.
+
+        No second copy of all floats exists. The values are good until the next slab, and not to be written.
+        """
+        floats = _as_tensor(self.floats)
+        converted = torch.empty(SLAB_VALUES)  # one buffer for all: new memory for each would cost as much
         for place, exponent in zip(self.layout.float_slices, self.exponents, strict=True):
             for start in range(place.start, place.stop, SLAB_VALUES):
                 slab = slice(start, min(start + SLAB_VALUES, place.stop))
-                values = torch.tensor(self.floats[slab]).float()
-                yield slab, values.mul_(2.0**exponent) if exponent else values
+                values = floats[slab]
+                if self.precision is Precision.FLOAT16:
+                    values = converted[: slab.stop - slab.start].copy_(values)
+                yield slab, values, 2.0**exponent
 
     def count_not_finite(self) -> int:
         """How many of the floats are NaN or infinite."""
-        return sum(int((~torch.isfinite(slab)).sum()) for _, slab in self.slabs())
+        return sum(int((~torch.isfinite(values)).sum()) for _, values, _ in self.slabs())
 
     def unpack(self) -> FlatWeights:
         """The weights in float32: everybody who unpacks the same bytes has the same ones to the last bit."""
         floats = torch.empty(self.floats.size)
-        for place, slab in self.slabs():
-            floats[place] = slab
+        for place, values, scale in self.slabs():
+            torch.mul(values, scale, out=floats[place])
         return FlatWeights(self.layout, floats, torch.tensor(self.integers))
 
 
@@ -117,6 +126,16 @@ def packed_layout_bytes(layout: Layout, precision: Precision) -> int:
     """Bytes that weights of this layout put on the wire."""
     float_bytes = 2 if precision is Precision.FLOAT16 else 4
     return layout.numel(is_float=True) * float_bytes + layout.numel(is_float=False) * 8
+
+
+def _as_tensor(values: Values) -> Tensor:
+    """A view of the array, for reading; torch warns of arrays that cannot be written, and this one is not."""
+    if not values.size:
+        return torch.empty(0, dtype=torch.float32)
+    memory = (ctypes.c_byte * values.nbytes).from_address(values.ctypes.data)
+    tensor = torch.frombuffer(memory, dtype=getattr(torch, values.dtype.name))
+    memory._array = values  # type: ignore[attr-defined] # the view keeps the memory alive
+    return tensor
 
 
 def _exponent(values: Tensor) -> int:

@@ -19,7 +19,8 @@ class RunningMean:
     """
 
     cases: int = 0
-    _floats: Tensor | None = None
+    _first_cases: int = 0  # the unit of weight: the mean of one update is that update, bit for bit
+    _floats: Tensor | None = None  # sum of the updates, each times its cases in that unit
     _counter_sums: Tensor | None = None  # float64, cases times counters
     _layout: Layout | None = None
 
@@ -32,17 +33,20 @@ class RunningMean:
             self._layout = update.layout
             self._floats = torch.zeros(update.floats.size)
             self._counter_sums = torch.zeros(update.integers.size, dtype=torch.float64)
-        share = cases / self.cases
-        for place, slab in update.slabs():
-            self._floats[place].lerp_(slab, share)
+            self._first_cases = cases
+        weight = cases / self._first_cases
+        for place, values, scale in update.slabs():
+            self._floats[place].add_(values, alpha=weight * scale)
         self._counter_sums += torch.tensor(update.integers).double() * cases
 
     def result(self) -> FlatWeights:
-        """The weighted mean of everything added; ValueError if nothing was."""
+        """The weighted mean of all that was added, once: the sum is used up. ValueError if nothing was."""
         if self._floats is None or self._counter_sums is None or self._layout is None:
             raise ValueError("nothing was added to the mean")
         counters = torch.round(self._counter_sums / self.cases).long()
-        return FlatWeights(self._layout, self._floats, counters)
+        floats = self._floats.mul_(self._first_cases / self.cases)
+        self._floats = None
+        return FlatWeights(self._layout, floats, counters)
 
 
 def moved(weights: FlatWeights, mean_update: FlatWeights) -> FlatWeights:

@@ -4,29 +4,39 @@ It drives Flower's Grid itself. Everything that it needs to go on after a crash 
 """
 
 import fcntl
+import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors import SafetensorError
 
+from dsan_daemon.files import write_atomically
 from dsan_daemon.logs import JsonLines, logging_about
 from dsan_model.sampling import Branch
 from server.enrolment import Enrolled, enrol, take_back
 from server.ensemble_fit import fit
+from server.estimate import estimate, estimate_text
 from server.exchange import Exchange
 from server.held_out import evaluate_held_out, explain
 from server.ledger import append_event
 from server.model_package import write_model_package
+from server.package_evaluation import evaluate_package
+from server.plan_results import plan_results
+from server.plans import run_parts
+from server.refusals import RefusedError
 from server.report import write_report
 from server.report_input import ReportError
 from server.results import Row, StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
+from server.scores_file import write_scores
 from server.segmentation_package import write_segmentation_package
 from server.segmentation_results import SegmentationOutcome, segmentation_results
 from server.study import StudyConfig, read_study
@@ -34,6 +44,7 @@ from server.study import StudyConfig, read_study
 LOCK_S = 5.0  # the daemon looks at the lock now and then, and a process that was stopped takes a while to end
 
 app = ServerApp()
+ESTIMATE = "estimate.json"
 log = logging.getLogger("dsan.server")
 
 
@@ -42,6 +53,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
     with _for_us_alone(run_folder), _logged(run_folder):
+        if context.run_config.get("dry-run", False):
+            estimate_study(grid, run_folder)
+            return
         try:
             run_study(grid, run_folder)
         except StudyPausedError as error:
@@ -104,17 +118,56 @@ def _logged(run_folder: Path) -> Iterator[None]:
 
 
 def run_study(grid: Grid, run_folder: Path) -> None:
-    """Run the study to its end: results.json and the model package are there.
+    """Run the study to its end: results.json is there, and the model package of what was trained.
 
     StudyPausedError if too few sites take part to go on; the same call resumes the study later.
     """
+    study = read_study(run_folder / "study.toml")
+    if study.plan.kind in ("single", "evaluate"):
+        _run_part(grid, run_folder)
+        return
+    append_event(run_folder, "started", study.name)
+    try:
+        parts = run_parts(study, run_folder, partial(_run_and_report, grid))
+    except StudyPausedError as error:
+        append_event(run_folder, "paused", str(error))
+        raise
+    results = plan_results(run_folder, study, parts)
+    write_results(run_folder, results)
+    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+
+
+def estimate_study(grid: Grid, run_folder: Path) -> None:
+    """Ask the sites how fast they are, and write estimate.json: nothing is trained, nothing else is left."""
+    study = read_study(run_folder / "study.toml")
+    exchange = Exchange(grid, study.participation.deadline_h * 3600)
+    with TemporaryDirectory() as scratch:
+        enrolled = enrol(exchange, study, Path(scratch), measures_speed=True)
+    found = estimate(study, enrolled.descriptions)
+    write_atomically(run_folder / ESTIMATE, json.dumps(found.as_json(), indent=1).encode())
+    for line in estimate_text(found).splitlines():
+        log.info("%s", line)
+    append_event(run_folder, "estimated", study.name)
+
+
+def _run_and_report(grid: Grid, run_folder: Path) -> None:
+    _run_part(grid, run_folder)
+    _report(run_folder)
+
+
+def _run_part(grid: Grid, run_folder: Path) -> None:
     started = time.monotonic()
     study = read_study(run_folder / "study.toml")
     exchange = Exchange(grid, study.participation.deadline_h * 3600, run_folder)
     append_event(run_folder, "started", study.name)
     run_task = _segment if study.task == "segmentation" else _classify
+    if study.plan.kind == "evaluate":
+        run_task = _evaluate
     try:
         results = run_task(exchange, study, run_folder, started)
+    except RefusedError as error:  # a model package that is none
+        append_event(run_folder, "paused", str(error))
+        raise StudyPausedError(str(error)) from None
     except StudyPausedError as error:
         append_event(run_folder, "paused", str(error))
         raise
@@ -124,6 +177,12 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         raise
     write_results(run_folder, results)
     append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+
+
+def _evaluate(exchange: Exchange, study: StudyConfig, run_folder: Path, started: float) -> Row:
+    """Score a model package at every site."""
+    results = evaluate_package(exchange, study, run_folder)
+    return results | {"timing": {"total_s": time.monotonic() - started, "site_training_s": 0.0, "rounds": []}}
 
 
 def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started: float) -> Row:
@@ -139,6 +198,7 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
     explained = explain(exchange, study, enrolled, models, ensemble.weights)
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
+    write_scores(run_folder, outcome.scores)
     results = study_results(run_folder, outcome, exchange, time.monotonic() - started)
     write_model_package(run_folder, study, {b: w.unpack() for b, w in models.items()}, results)
     return results

@@ -60,7 +60,9 @@ class Enrolled:
         return self.groups
 
 
-def enrol(exchange: Exchange, study: StudyConfig, run_folder: Path) -> Enrolled:
+def enrol(
+    exchange: Exchange, study: StudyConfig, run_folder: Path, *, measures_speed: bool = False
+) -> Enrolled:
     """Ask every connected node to describe itself, until the sites that the study names have answered.
 
     Where each one is becomes known to `exchange`. A study that names no site takes those that are connected.
@@ -70,7 +72,7 @@ def enrol(exchange: Exchange, study: StudyConfig, run_folder: Path) -> Enrolled:
     answered: set[int] = set()
     started = told = time.monotonic()
     while True:
-        silent = _listen(exchange, study, enrolled, answered)
+        silent = _listen(exchange, study, enrolled, answered, measures_speed=measures_speed)
         now = time.monotonic()
         if _has_everybody(study, enrolled, answered, silent, now - started):
             break
@@ -119,14 +121,21 @@ def _missing(study: StudyConfig, enrolled: Enrolled) -> set[str]:
     return _named(study) - {*enrolled.descriptions, *enrolled.failures}
 
 
-def _listen(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, answered: set[int]) -> set[int]:
+def _listen(
+    exchange: Exchange,
+    study: StudyConfig,
+    enrolled: Enrolled,
+    answered: set[int],
+    *,
+    measures_speed: bool = False,
+) -> set[int]:
     """Take the descriptions that have come; the connected nodes that have not answered yet."""
     exchange.nodes.look()
     silent = set()
     for node in exchange.nodes.strangers():
         if node in answered:
             continue
-        outcome = exchange.introduction(node, study.terms())
+        outcome = exchange.introduction(node, study.terms(), measures_speed=measures_speed)
         if outcome is None:
             silent.add(node)
         else:

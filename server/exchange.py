@@ -116,10 +116,12 @@ class Exchange:
                 del waiting[0]
                 yield outcome
 
-    def introduction(self, node: int, terms: StudyTerms) -> Outcome[SiteDescription] | None:
+    def introduction(
+        self, node: int, terms: StudyTerms, *, measures_speed: bool = False
+    ) -> Outcome[SiteDescription] | None:
         """Who a node says it is: asked at the first call, None until a later call finds the answer."""
         if node not in self._introductions:
-            record = encode(DescribeRequest(terms))
+            record = encode(DescribeRequest(terms, measures_speed))
             message = Message(record, node, KINDS[DescribeRequest].value, ttl=REPLY_GRACE_S)
             (identifier,) = self.grid.push_messages([message])
             self._introductions[node] = identifier or ""

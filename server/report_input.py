@@ -280,6 +280,58 @@ class SiteSamplingTest(_Part):
     p_value: Score = None
 
 
+class Moments(_Part):
+    """A metric over the parts of a study; None where it is not defined in one of them."""
+
+    mean: Score = None
+    std: Score = None
+
+
+class PlanPart(_Part):
+    """One fold, or one site that is left out."""
+
+    name: str
+    complete: bool
+
+
+class PlanMeans(_Part):
+    """One model on one set, over the parts."""
+
+    set: EvaluatedSet
+    model: str
+    auc: Moments
+    accuracy: Moments
+    sensitivity: Moments
+    specificity: Moments
+    f1: Moments
+
+    def moments(self, metric: str) -> Moments:
+        """Mean and deviation of a metric by name."""
+        found: Moments = getattr(self, metric)
+        return found
+
+
+class PlanTest(_Part):
+    """A paired t-test between two models over the parts."""
+
+    set: EvaluatedSet
+    metric: Literal["auc", "accuracy", "sensitivity", "specificity", "f1"]
+    model_a: str
+    model_b: str
+    t: Score = None
+    p_value: Score = None
+
+
+class Plan(_Part):
+    """A study of several parts; `pooled` is the set whose cases one part each has scored."""
+
+    kind: str
+    pooled: EvaluatedSet
+    parts: tuple[PlanPart, ...]
+    table2_means: tuple[PlanMeans, ...] = ()
+    t_tests: tuple[PlanTest, ...] = ()
+
+
 class Results(_Part):
     """results.json; an empty collection or None stands for a missing key."""
 
@@ -304,6 +356,7 @@ class Results(_Part):
     sampling_test: tuple[SamplingTest, ...] = ()
     sampling_by_site: tuple[SiteSamplingTest, ...] = ()
     failures: tuple[SiteFailure, ...] = ()
+    plan: Plan | None = None
 
 
 class PanelEntry(_Part):

@@ -33,6 +33,7 @@ from server.report_figures import (
 )
 from server.report_headline import BRANCH_TITLE, verdicts
 from server.report_input import AttentionScores, ModelScores, RunFolder, SamplingTest, Site
+from server.report_parts import parts_section
 from server.report_tables import (
     attention_table,
     effort_table,
@@ -62,6 +63,7 @@ def sections(run: RunFolder) -> tuple[Section, ...]:
     """Every section of the page."""
     return (
         _headline(run),
+        *parts_section(run.results.plan),
         _shrunk(run),
         _table2(run),
         _table3(run),

@@ -1,7 +1,7 @@
 """results.json: every figure of a study, from the counts of its sites (Tables I to III, Figs. 1 and 4)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dsan_model.protocol import (
     BranchTraining,
     CaseSet,
     Demographics,
+    EvaluateReply,
     SiteDescription,
     added_scores,
 )
@@ -35,6 +36,8 @@ from server.study import StudyConfig
 
 RESULTS = "results.json"
 FORMAT_VERSION = 1
+TABLE_ORDER = (Branch.BASELINE, Branch.US, Branch.SS)
+Scores = dict[CaseSet, dict[str, dict[str, ScoreCounts]]]  # set, model in the order of Table II, site
 Row = dict[str, Any]  # an object of results.json: the contract of design section 3.2
 
 
@@ -50,6 +53,12 @@ class StudyOutcome:
     ensemble: FittedEnsemble
     held_out: HeldOut
     explained: Explained
+
+    @property
+    def scores(self) -> Scores:
+        """The counts behind the tables."""
+        held_out = held_out_scores(self.held_out.replies, self.selection)
+        return {CaseSet.VALIDATION: _validation_scores(self), CaseSet.HELD_OUT: held_out}
 
     @property
     def failures(self) -> dict[str, Failure]:
@@ -68,7 +77,7 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
     sites = site_rows(run_folder, outcome.study, outcome.enrolled, outcome.failures)
     return {
         "format_version": FORMAT_VERSION,
-        "study": _study(outcome.study),
+        "study": study_row(outcome.study),
         "complete": all(site["complete"] for site in sites),
         "sites": sites,
         "model_selection": {
@@ -77,8 +86,8 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         },
         "controls": {"auc_infection_ratio": _ratio_control(outcome)},
         "ensemble": _ensemble(outcome.ensemble),
-        **_score_tables(outcome),
-        "attention": _attention(outcome.explained.attention),
+        **score_tables(outcome.scores),
+        "attention": attention_rows(outcome.explained.attention),
         "timing": {
             "total_s": total_s + sum(record.seconds for record in outcome.state.earlier_sessions),
             "site_training_s": sum(_training_seconds(record) for record in outcome.state.history),
@@ -115,7 +124,8 @@ def read_results(run_folder: Path) -> Row | None:
     return results
 
 
-def _study(study: StudyConfig) -> Row:
+def study_row(study: StudyConfig) -> Row:
+    """What was run."""
     return {
         "name": study.name,
         "seed": study.seed,
@@ -172,12 +182,17 @@ def failure_rows(failures: Mapping[str, Failure]) -> list[Row]:
 
 
 def _ratio_control(outcome: StudyOutcome) -> Row:
-    validation = _pooled(outcome.ensemble.infection_ratio.values())
-    held_out = _pooled(reply.infection_ratio for reply in outcome.held_out.replies.values())
+    held_out = outcome.held_out.replies.values()
     return {
-        case_set.value: None if (found := auc(counts.histogram())) is None else found[0]
-        for case_set, counts in ((CaseSet.VALIDATION, validation), (CaseSet.HELD_OUT, held_out))
+        "validation": ratio_auc(outcome.ensemble.infection_ratio.values()),
+        "held-out": ratio_auc(reply.infection_ratio for reply in held_out),
     }
+
+
+def ratio_auc(counts: Iterable[ScoreCounts]) -> float | None:
+    """What the infection ratio alone reaches over all sites."""
+    found = auc(_pooled(counts).histogram())
+    return None if found is None else found[0]
 
 
 def _ensemble(ensemble: FittedEnsemble) -> Row:
@@ -194,10 +209,10 @@ def _ensemble(ensemble: FittedEnsemble) -> Row:
     }
 
 
-def _score_tables(outcome: StudyOutcome) -> Row:
+def score_tables(scores: Scores) -> Row:
     """Tables II and III, the same by site, and the ROC curves."""
     table2, table3, per_site, curves = [], [], [], []
-    for case_set, by_model in _scores(outcome).items():
+    for case_set, by_model in scores.items():
         for model, by_site in by_model.items():
             head = {"set": case_set.value, "model": model}
             counts = _pooled(by_site.values())
@@ -214,24 +229,30 @@ def _score_tables(outcome: StudyOutcome) -> Row:
     return {"table2": table2, "table3": table3, "per_site": per_site, "roc": curves}
 
 
-def _scores(outcome: StudyOutcome) -> dict[CaseSet, dict[str, dict[str, ScoreCounts]]]:
-    """Set, model (in the order of Table II), site."""
+def _validation_scores(outcome: "StudyOutcome") -> dict[str, dict[str, ScoreCounts]]:
+    """By model, in the order of Table II, and site."""
     validation: dict[str, dict[str, ScoreCounts]] = {}
-    held_out: dict[str, dict[str, ScoreCounts]] = {}
-    replies = outcome.held_out.replies
-    for branch in (Branch.BASELINE, Branch.US, Branch.SS):
+    for branch in TABLE_ORDER:
         if branch in outcome.selection:
             of_round = outcome.state.validation[outcome.selection[branch].round]
             validation[branch.model_name] = _of_branch(of_round, branch)
-            held_out[branch.model_name] = _of_branch({s: r.branches for s, r in replies.items()}, branch)
     weights = outcome.ensemble.weights
     validation[DUAL_SAMPLING] = {
         site: score_counts_at(counts, weights) for site, counts in outcome.ensemble.counts.items()
     }
+    return validation
+
+
+def held_out_scores(
+    replies: Mapping[str, EvaluateReply], branches: Collection[Branch]
+) -> dict[str, dict[str, ScoreCounts]]:
+    """By model, in the order of Table II, and site."""
+    by_branch = {site: reply.branches for site, reply in replies.items()}
+    held_out = {b.model_name: _of_branch(by_branch, b) for b in TABLE_ORDER if b in branches}
     held_out[DUAL_SAMPLING] = {
         site: reply.dual_sampling for site, reply in replies.items() if reply.dual_sampling is not None
     }
-    return {CaseSet.VALIDATION: validation, CaseSet.HELD_OUT: held_out}
+    return held_out
 
 
 def _of_branch(
@@ -244,7 +265,8 @@ def _pooled(counts: Iterable[ScoreCounts]) -> ScoreCounts:
     return sum(counts, ScoreCounts.empty())
 
 
-def _attention(attention: Mapping[CaseSet, list[AttentionSums]]) -> list[Row]:
+def attention_rows(attention: Mapping[CaseSet, list[AttentionSums]]) -> list[Row]:
+    """Means of the attention scores by set, model and group of Table III."""
     rows = []
     for case_set, sums in attention.items():
         for branch in Branch:

@@ -41,6 +41,7 @@ from server.run_state import (
     prune_rounds,
     save_round,
 )
+from server.start_package import read_start_package
 from server.study import StudyConfig
 from server.update_sketch import cosines_with_mean, sketch
 
@@ -61,7 +62,7 @@ class Selection:
 
 def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> RunState:
     """All rounds, from the newest verified state on; a round is on disk before the next one begins."""
-    state = load_newest(run_folder, study.digest) or _untrained(study)
+    state = load_newest(run_folder, study.digest) or _at_the_start(study, run_folder)
     if state.round:
         append_event(run_folder, "resumed", f"after round {state.round} of {study.rounds}")
         log.info("resumed after round %d of %d", state.round, study.rounds)
@@ -151,6 +152,18 @@ def _best(state: RunState, branch: Branch, rounds: list[int]) -> Selection:
         return Selection(state.round, None)
     best = max(scores, key=lambda r: (scores[r], -r))
     return Selection(best, scores[best])
+
+
+def _at_the_start(study: StudyConfig, run_folder: Path) -> RunState:
+    """Round 0: the weights of the package to start from, or an untrained network."""
+    return _of_package(study, run_folder) if study.start.model else _untrained(study)
+
+
+def _of_package(study: StudyConfig, run_folder: Path) -> RunState:
+    package = read_start_package(study, run_folder)
+    log.info("starting from the model of %s", package.study)
+    append_event(run_folder, "start-model", f"{package.study}, SHA256SUMS {package.sha256sums}")
+    return RunState(0, package.weights)
 
 
 def _untrained(study: StudyConfig) -> RunState:

@@ -20,6 +20,7 @@ from dsan_model.training import TrainingConfig
 from dsan_model.vbnet import VBNetConfig
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+LONGEST_NAME_OF_PARTS = 64 - len(".without-") - 32  # a part adds its own, with a site's name
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
 Positive = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(ge=8, le=1024)]  # of a grid, as in site.toml
@@ -97,6 +98,18 @@ class SegmentationTable(Strict):
         return SegmentationConfig(self.spacing_mm_xyz, self.patch_dhw, self.patches_per_case, network)
 
 
+class PlanTable(Strict):
+    """[plan]: one training, or several that are told together."""
+
+    kind: Literal["single", "k-fold", "leave-one-site-out", "evaluate"] = "single"
+
+
+class StartTable(Strict):
+    """[start]: the model package to start from; empty: from untrained networks."""
+
+    model: str = ""
+
+
 class SitesTable(Strict):
     """[sites]: who must take part. Empty lists are filled from the sites that are there at the start."""
 
@@ -142,6 +155,8 @@ class StudyConfig(Strict):
     aggregation: AggregationTable = AggregationTable()
     traffic: TrafficTable = TrafficTable()
     segmentation: SegmentationTable = SegmentationTable()
+    plan: PlanTable = PlanTable()
+    start: StartTable = StartTable()
     sites: SitesTable = SitesTable()
     participation: ParticipationTable = ParticipationTable()
 
@@ -156,6 +171,24 @@ class StudyConfig(Strict):
         n_training, quorum = len(self.sites.training), self.participation.quorum
         if n_training and quorum > n_training:
             raise ValueError(f"participation.quorum is {quorum}, and there are {n_training} training sites")
+        return self
+
+    @model_validator(mode="after")
+    def _plan_can_be_carried_out(self) -> "StudyConfig":
+        kind, training = self.plan.kind, self.sites.training
+        if kind != "single" and self.task == "segmentation":
+            raise ValueError(f"a segmentation study has the plan single, not {kind}")
+        if kind == "leave-one-site-out" and (len(training) < 3 or self.sites.held_out):
+            raise ValueError(
+                "leave-one-site-out holds out each of the sites.training in turn: name three or more, and "
+                "no sites.held_out"
+            )
+        if kind == "evaluate" and (not self.start.model or training):
+            raise ValueError("the plan evaluate needs start.model, and no sites.training")
+        if kind in ("k-fold", "leave-one-site-out") and len(self.name) > LONGEST_NAME_OF_PARTS:
+            raise ValueError(
+                f"a study of several parts has a name of at most {LONGEST_NAME_OF_PARTS} characters"
+            )
         return self
 
     @property
@@ -188,7 +221,7 @@ class StudyConfig(Strict):
     @property
     def digest(self) -> str:
         """SHA-256 of everything that decides what a site computes; who takes part does not belong to it."""
-        text = self.model_dump_json(exclude={"sites", "participation", "preset"})
+        text = self.model_dump_json(exclude={"sites", "participation", "preset", "plan", "start"})
         return hashlib.sha256(text.encode()).hexdigest()
 
     def terms(self) -> StudyTerms:

@@ -38,6 +38,15 @@ class Preset(StrEnum):
     FULL = "full"
 
 
+class Plan(StrEnum):
+    """What a study is made of."""
+
+    SINGLE = "single"
+    K_FOLD = "k-fold"
+    LEAVE_ONE_SITE_OUT = "leave-one-site-out"
+    EVALUATE = "evaluate"
+
+
 class FileFormat(StrEnum):
     """What scans are written as; `mixed` is DICOM at the smallest hospitals, one of each four."""
 
@@ -72,6 +81,9 @@ def run(
     hospitals: Annotated[Path | None, typer.Option(help="Folder of hospitals that are there.")] = None,
     out: Out = None,
     workers: Annotated[int, typer.Option(min=0, help="Sites at a time; 0: one for each core.")] = 0,
+    plan: Annotated[Plan, typer.Option(help="One training, or several told together.")] = Plan.SINGLE,
+    start: Annotated[Path | None, typer.Option(help="Model package to start from or to evaluate.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and traffic only.")] = False,
 ) -> None:
     """Run a whole federated study and write its report.
 
@@ -95,6 +107,9 @@ def run(
         hospitals=hospitals,
         out=out or Path("runs") / f"{preset.value}-seed{seed}",
         workers=workers or os.cpu_count() or 1,
+        plan=plan.value,
+        start=start,
+        is_dry_run=dry_run,
     )
     raise typer.Exit(run_command(options, STARTED))
 

@@ -18,15 +18,18 @@ from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
 from server.differences import differences_from_paper
 from server.headline import results_table
+from server.refusals import RefusedError
 from server.report_input import ReportError
 from server.rounds import StudyPausedError
 from server.run_folder import StudyMismatchError, write_study
+from server.start_package import read_start_package
 from server.study import PRESETS, STUDY_NAME, StudyConfig
 from simulation.deployment_engine import DeploymentError
 from simulation.engines import Engine
 from simulation.federated_study import (
     Hospitals,
     Stopwatch,
+    estimate_prepared,
     find_hospitals,
     peak_memory_bytes,
     prepare_hospitals,
@@ -62,6 +65,9 @@ class RunOptions:
     hospitals: Path | None
     out: Path
     workers: int
+    plan: str
+    start: Path | None
+    is_dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ def run_command(options: RunOptions, started: float) -> int:
     except FindingError as error:
         is_configuration = error.finding.code.startswith("SITE-")
         return _refuse(error, BAD_CONFIGURATION if is_configuration else BAD_DATA)
+    except RefusedError as error:
+        return _refuse(error, error.exit_code)
     except (MissingRayError, DeploymentError) as error:
         return _refuse(error, UNAVAILABLE)
     except (StudyPausedError, HospitalsError, ReportError) as error:
@@ -193,10 +201,15 @@ def _run(options: RunOptions, run_folder: Path, started: float) -> int:
     with stopwatch.phase("hospitals"):
         hospitals = _hospitals(options, run_folder)
     study = _named_study(options, hospitals.names)
+    if study.start.model:
+        read_start_package(study, run_folder)  # before anything is written
     write_study(run_folder, study)
     _tell_what_is_shrunk(study)
     with stopwatch.phase("preparing"):
         prepared = prepare_hospitals(hospitals, study, options.workers)
+    if options.is_dry_run:
+        sys.stdout.write(estimate_prepared(run_folder, prepared, options.workers) + "\n")
+        return DONE
     results = run_prepared(run_folder, study, prepared, Engine(options.engine), options.workers, stopwatch)
     seconds = time.monotonic() - started
     sys.stdout.write(_headline(results, run_folder, stopwatch, seconds, options.workers))
@@ -266,14 +279,16 @@ def _study(preset: str, name: str, seed: int, **settings: Any) -> StudyConfig:
 
 
 def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
-    held_out = options.held_out or names[-1:]
+    held_out = options.held_out or (() if options.plan == "leave-one-site-out" else names[-1:])
+    if options.plan == "evaluate":
+        held_out = options.held_out or names
     unknown = sorted(set(held_out) - set(names))
     if unknown:
         raise StudyMismatchError(
             f"--held-out {','.join(unknown)}: no such hospital; there are {', '.join(names)}"
         )
     n_training = len(set(names) - set(held_out))
-    if n_training == 0:
+    if n_training == 0 and options.plan != "evaluate":
         raise StudyMismatchError("--held-out names every hospital: leave at least one to train")
     if options.quorum > n_training:
         raise StudyMismatchError(f"--quorum {options.quorum}: there are {n_training} training hospitals")
@@ -281,7 +296,11 @@ def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
         "baseline": options.baseline,
         "sites": {"training": [n for n in names if n not in held_out], "held_out": list(held_out)},
         "participation": {"quorum": options.quorum},
+        "plan": {"kind": options.plan},
+        "start": {"model": str(options.start.resolve()) if options.start else ""},
     }
+    if options.plan == "evaluate":
+        settings["sites"] = {"held_out": list(held_out)}
     if options.rounds is not None:
         settings["rounds"] = options.rounds
     return _study(options.preset, options.out.name, options.seed, **settings)

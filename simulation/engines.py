@@ -55,6 +55,13 @@ def run_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: in
         server_app(grid, _context(0, {}, {"run-dir": str(run_folder)}))
 
 
+def estimate_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
+    """Let the sites say how fast they are, and write estimate.json; nothing is trained."""
+    with ThreadPoolExecutor(workers, "site", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        grid = InProcessGrid(client_app, site_configs, pool)
+        server_app(grid, _context(0, {}, {"run-dir": str(run_folder), "dry-run": True}))
+
+
 class InProcessGrid(Grid):
     """Flower's Grid as function calls: node i is the site of the i-th configuration.
 
@@ -133,7 +140,7 @@ class InProcessGrid(Grid):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
 
 
-def _context(node: int, node_config: dict[str, str], run_config: dict[str, str]) -> Context:
+def _context(node: int, node_config: dict[str, str], run_config: dict[str, str | bool]) -> Context:
     return Context(
         run_id=RUN_ID,
         node_id=node,

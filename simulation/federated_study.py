@@ -15,13 +15,15 @@ from client.findings import Finding, FindingError
 from client.preparation import Progress, prepare_cohort
 from client.site import SiteConfig, read_site
 from dsan_daemon.files import write_atomically
+from server.app import ESTIMATE
+from server.estimate import Estimate, estimate_text
 from server.ledger import read_ledger
 from server.report import write_report
 from server.results import RESULTS, read_results
 from server.rounds import StudyPausedError
 from server.run_folder import StudyMismatchError
 from server.study import StudyConfig
-from simulation.engines import Engine, run_study_on
+from simulation.engines import Engine, estimate_in_process, run_study_on
 from simulation.hospitals import PLAN_MARKER
 
 log = logging.getLogger("dsan.simulation")
@@ -131,6 +133,14 @@ def run_prepared(
     with stopwatch.phase("report"):
         write_report(run_folder)
     return results
+
+
+def estimate_prepared(run_folder: Path, prepared: Prepared, workers: int) -> str:
+    """What the study would take, as text; nothing is trained. Sites that share this machine are told so."""
+    nodes = (*prepared.hospitals.sites.values(), *prepared.hospitals.unreadable.values())
+    estimate_in_process(run_folder, nodes, workers)
+    found = Estimate(**json.loads((run_folder / ESTIMATE).read_text(encoding="utf-8")))
+    return f"{estimate_text(found)}\nall sites share this machine: it takes longer here"
 
 
 def _is_finished(results: dict[str, Any]) -> bool:
