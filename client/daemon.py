@@ -48,6 +48,7 @@ from dsan_daemon.bundle import release
 from dsan_daemon.health import HealthServer
 from dsan_daemon.notify import notify_alive, notify_ready, notify_stopping
 from dsan_daemon.processes import Supervisor, await_leftovers
+from dsan_model.watch import is_about
 from dsan_model.watch_pb2 import Order, SiteStatus
 
 TEND_EVERY_S = 0.5
@@ -245,7 +246,7 @@ class Daemon:
         if order.kind == Order.DRAIN and not self.is_draining:
             self.is_draining = True
             self._tell("the centre ordered to drain: the message in work is the last one")
-        elif order.kind == Order.STOP and work.phase != "idle" and _may_be(order.study, work.study):
+        elif order.kind == Order.STOP and work.phase != "idle" and is_about(order, work.study):
             self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
             self.supervisor.restart(SUPEREXEC)
 
@@ -302,11 +303,6 @@ def _site_watch(
     return SiteWatchClient(
         centre.watch_address, credentials if centre.is_secure else None, site.name, status, on_order
     )
-
-
-def _may_be(ordered: str, in_work: str) -> bool:
-    """Whether an order is about the work; a message that is starting or sent does not say its study."""
-    return "" in (ordered, in_work) or ordered == in_work
 
 
 def _listen(health: HealthServer, site: SiteConfig) -> int:

@@ -7,7 +7,7 @@ import math
 import re
 
 from dsan_model.sampling import Branch
-from dsan_model.watch_pb2 import SiteStatus
+from dsan_model.watch_pb2 import Order, SiteStatus
 
 PHASES = (
     "starting",
@@ -54,6 +54,15 @@ def clean_status(status: SiteStatus) -> SiteStatus:
         sent_unix_s=_within(status.sent_unix_s, LATEST_UNIX_S),
         phase_since_unix_s=_within(status.phase_since_unix_s, LATEST_UNIX_S),
     )
+
+
+def is_about(order: Order, study: str) -> bool:
+    """Whether an order concerns the work on a study; "": work whose study is not known yet, or no more.
+
+    A part of a study (a fold, a site left out) is called STUDY.fold-N or STUDY.without-SITE.
+    """
+    parts = (f"{order.study}.fold-", f"{order.study}.without-")
+    return "" in (order.study, study) or study == order.study or study.startswith(parts)
 
 
 def _formed(text: str, form: str) -> str:

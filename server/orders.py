@@ -73,7 +73,7 @@ def mark_taken(path: Path, site: str) -> None:
         return  # withdrawn meanwhile
     if order.site == site:
         path.unlink(missing_ok=True)
-    else:
+    elif site not in order.taken_by:
         _write(path, replace(order, taken_by=(*order.taken_by, site)))
 
 

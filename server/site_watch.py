@@ -6,6 +6,7 @@ It listens on loopback, behind the proxy. Who a site is, the proxy says, from th
 import hmac
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -287,9 +288,10 @@ class _Service(SiteWatchServicer):
                 stream.refuse(StatusCode.RESOURCE_EXHAUSTED, f"{site} speaks too often")
             elif self._streams.get(site) is stream:
                 self._watched[site] = _heard(self._watched[site], status)
-            sent = [path for path, at in stream.sent.items() if stream.heard_at - at >= TAKEN_AFTER_S]
-        for path in sent:
+            taken = [path for path, at in stream.sent.items() if stream.heard_at - at >= TAKEN_AFTER_S]
+        for path in taken:
             mark_taken(path, site)
+            stream.sent[path] = math.inf  # once is enough
 
     def _orders(self, site: str, stream: _Stream) -> Iterator[Order]:
         """What the centre says, until the stream is over."""

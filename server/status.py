@@ -20,11 +20,17 @@ SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times it
 CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
 ENDS = ("complete", "incomplete", "paused", "stopped")
 BEGINNINGS = ("started", "resumed")
+PARTS = "parts"  # of a study of several parts, each with its own rounds
+
+LedgerLine = dict[str, object]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as a whole; times are unix seconds, None where there is none yet."""
+    """A run as a whole; times are unix seconds, None where there is none yet.
+
+    Of a study of several parts (folds, sites left out) rounds and times are those of the newest part.
+    """
 
     name: str
     study: str
@@ -38,6 +44,8 @@ class RunStatus:
     round_seconds: float | None = None  # of the last finished round
     ends_at: float | None = None  # of the rounds, as the last ones took
     message: str = ""  # the last word of the ledger on the run
+    part: str = ""  # e.g. fold-2; empty: the study has one part
+    asked_as: str = ""  # the study that messages to the sites name
 
 
 @dataclass(frozen=True)
@@ -109,35 +117,46 @@ def is_run_in_work(run_folder: Path) -> bool:
 
 
 def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> CentreStatus:
+    part = newest_run(run_folder / PARTS)
+    shown = part or run_folder
     try:
-        study = read_outline(run_folder)
+        name, study = read_outline(run_folder).name, read_outline(shown)
     except ValueError as error:
         run = RunStatus(run_folder.name, run_folder.name, "unreadable", 0, 0, message=str(error))
         return CentreStatus(now, is_watching(folder / "state"), run, ())
-    lines = [line for line in read_ledger(run_folder) if "time" in line]
-    run = _run_status(run_folder, study, lines)
-    names = _roles(run_folder, study, _members(folder, watched), lines)
+    lines = [line for line in read_ledger(shown) if "time" in line]
+    events = _events(lines)
+    of_whole = events if part is None else _events(read_ledger(run_folder))
+    run = _run_status(shown, study, lines, _state(run_folder, of_whole))
+    run = replace(run, name=run_folder.name, study=name, part=part.name if part else "")
+    names = _roles(shown, study, _members(folder, watched), lines)
     sites = tuple(_site_status(name, role, run, lines, watched, now) for name, role in names.items())
-    events = tuple(
-        (_unix(line), str(line.get("event")), str(line.get("message") or ""))
-        for line in lines
-        if line.get("event") != "round"
-    )
-    return CentreStatus(now, is_watching(folder / "state"), run, sites, events)
+    told = sorted(events if part is None else [*of_whole, *events], key=_unix)
+    shown_events = tuple((_unix(e), str(e.get("event")), str(e.get("message") or "")) for e in told)
+    return CentreStatus(now, is_watching(folder / "state"), run, sites, shown_events)
 
 
-def _run_status(run_folder: Path, study: StudyOutline, lines: list[dict[str, object]]) -> RunStatus:
-    seconds = [entry.seconds for entry in read_rounds(run_folder)]
-    finished = len(seconds)
-    events = [line for line in lines if line.get("event") != "round"]
-    state = _state(run_folder, events)
+def shown_folder(folder: Path, run: RunStatus) -> Path:
+    """Where the rounds lie that a status is about: the run's folder, or that of its newest part."""
+    run_folder = folder / "runs" / run.name
+    return run_folder / PARTS / run.part if run.part else run_folder
+
+
+def _events(lines: Iterable[LedgerLine]) -> list[LedgerLine]:
+    return [line for line in lines if line.get("event") != "round" and "time" in line]
+
+
+def _run_status(shown: Path, study: StudyOutline, lines: list[LedgerLine], state: str) -> RunStatus:
+    seconds = [entry.seconds for entry in read_rounds(shown)]
+    finished, events = len(seconds), _events(lines)
     in_rounds = state == "running" and finished < study.rounds
     began_anew = max((_unix(line) for line in events if line["event"] in BEGINNINGS), default=None)
     entries = [_unix(line) for line in lines if line.get("event") == "round"]
     round_began = max(filter(None, (began_anew, entries[-1] if entries else None)), default=None)
     usual = median(seconds[-5:]) if seconds else None
+    left = study.rounds - finished
     return RunStatus(
-        name=run_folder.name,
+        name=shown.name,
         study=study.name,
         state=state,
         round=min(finished + 1, study.rounds) if in_rounds else finished,
@@ -147,14 +166,13 @@ def _run_status(run_folder: Path, study: StudyOutline, lines: list[dict[str, obj
         round_began=round_began if in_rounds else None,
         round_deadline=round_began + study.deadline_h * 3600 if in_rounds and round_began else None,
         round_seconds=seconds[-1] if seconds else None,
-        ends_at=round_began + usual * (study.rounds - finished)
-        if in_rounds and usual and round_began
-        else None,
+        ends_at=round_began + usual * left if in_rounds and usual and round_began else None,
         message=str(events[-1].get("message") or "") if events else "",
+        asked_as=study.name,
     )
 
 
-def _state(run_folder: Path, events: list[dict[str, object]]) -> str:
+def _state(run_folder: Path, events: list[LedgerLine]) -> str:
     if is_run_in_work(run_folder):
         return "running"
     last = events[-1]["event"] if events else None
@@ -167,7 +185,7 @@ def _roles(
     run_folder: Path,
     study: StudyOutline,
     members: Iterable[str],
-    lines: list[dict[str, object]],
+    lines: list[LedgerLine],
 ) -> dict[str, str]:
     """Every site that belongs to the run, then the other ones of the centre."""
     training = set(study.training) | {str(line["site"]) for line in lines if line.get("event") == "round"}
@@ -203,7 +221,7 @@ def _site_status(
     name: str,
     role: str,
     run: RunStatus,
-    lines: list[dict[str, object]],
+    lines: list[LedgerLine],
     watched: Watched,
     now: float,
 ) -> SiteInRun:
@@ -218,7 +236,7 @@ def _site_status(
 
 def _in_work(known: WatchedSite | None, run: RunStatus) -> str:
     """How far a site is with the round in work, by its own word: waiting, working or answered."""
-    if known is None or (known.worked_study, known.worked_round) != (run.study, run.round):
+    if known is None or (known.worked_study, known.worked_round) != (run.asked_as, run.round):
         return "waiting"
     return "answered" if known.status.phase == "idle" else "working"
 
@@ -228,11 +246,9 @@ def _idle(name: str, watched: Watched, now: float) -> SiteInRun:
     return replace(site, late=_why_away(site, now))
 
 
-def _ledger_of(
-    site: str, lines: list[dict[str, object]]
-) -> tuple[dict[int, str], dict[int, str], list[float]]:
+def _ledger_of(site: str, lines: list[LedgerLine]) -> tuple[dict[int, str], dict[int, str], list[float]]:
     """Status by round (accepted only if every branch was), reason by round, seconds of accepted rounds."""
-    by_branch: dict[int, dict[str, dict[str, object]]] = {}
+    by_branch: dict[int, dict[str, LedgerLine]] = {}
     for line in lines:
         if line.get("event") == "round" and line.get("site") == site:
             by_branch.setdefault(int(str(line["round"])), {})[str(line["branch"])] = line
@@ -285,12 +301,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _unix(line: dict[str, object]) -> float:
+def _unix(line: LedgerLine) -> float:
     return datetime.fromisoformat(str(line["time"])).timestamp()
 
 
 def _changed(run_folder: Path) -> float:
-    for name in ("ledger.jsonl", "study.toml"):
-        if (run_folder / name).exists():
-            return (run_folder / name).stat().st_mtime
-    return 0.0
+    found = [*run_folder.glob("ledger.jsonl"), *run_folder.glob(f"{PARTS}/*/ledger.jsonl")]
+    return max(path.stat().st_mtime for path in found or [run_folder / "study.toml"])

@@ -76,7 +76,8 @@ def _headline(status: CentreStatus) -> Text:
     run = status.run
     if run is None:
         return Text("no run yet: `dsan-server train STUDY.toml` begins one")
-    parts = [f"{run.name}: {run.state}, round {run.round} of {run.rounds}"]
+    part = f"{run.part}, " if run.part else ""
+    parts = [f"{run.name}: {run.state}, {part}round {run.round} of {run.rounds}"]
     if run.round_began is not None:
         parts.append(f"{duration(status.now - run.round_began)} in this round")
     if run.round_seconds is not None:

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from dsan_model.watch import BRANCHES, PHASES
 from server.ledger import read_ledger
 from server.round_files import read_rounds, read_validation, validation_score
-from server.status import CentreStatus, RunStatus, SiteInRun, centre_status
+from server.status import CentreStatus, RunStatus, SiteInRun, centre_status, shown_folder
 
 RUN_STATES = (
     *("waiting", "running", "paused", "stopped", "interrupted"),
@@ -49,7 +49,7 @@ class CentreCollector(Collector):
         yield _gauge("dsan_site_watch_up", "Whether SiteWatch keeps its file.", float(status.is_watching))
         yield from _sites(status)
         if status.run is not None:
-            run_folder = self._folder / "runs" / status.run.name
+            run_folder = shown_folder(self._folder, status.run)
             yield from _run(status.run, status.now)
             yield from _ledger(status.run, run_folder)
             yield _validation(status.run, run_folder)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dsan_model.watch import LARGEST_STEPS, PHASES, clean_status
-from dsan_model.watch_pb2 import SiteStatus
+from dsan_model.watch import LARGEST_STEPS, PHASES, clean_status, is_about
+from dsan_model.watch_pb2 import Order, SiteStatus
 
 ROOT = Path(__file__).parents[2]
 GENERATED = ("watch_pb2.py", "watch_pb2.pyi", "watch_pb2_grpc.py")
@@ -78,6 +78,13 @@ def test_a_field_of_another_release_does_not_pass() -> None:
     strange = SiteStatus.FromString(full_status().SerializeToString() + b"\xa2\x06\x04name")
     assert strange.SerializeToString() != full_status().SerializeToString()
     assert clean_status(strange).SerializeToString() == full_status().SerializeToString()
+
+
+def test_an_order_is_about_its_study_and_the_parts_of_it_and_no_other() -> None:
+    order = Order(kind=Order.STOP, study="eight")
+    assert all(is_about(order, study) for study in ("eight", "eight.fold-3", "eight.without-north", ""))
+    assert not any(is_about(order, study) for study in ("eighty", "eight.2", "nine", "nine.fold-1"))
+    assert is_about(Order(kind=Order.STOP), "nine")
 
 
 def test_every_phase_that_a_site_reports_is_in_the_closed_set() -> None:

@@ -20,6 +20,8 @@ def test_an_order_to_one_site_waits_for_it_alone_and_is_done_with_when_taken(tmp
 def test_an_order_to_every_site_waits_for_each_of_them(tmp_path: Path) -> None:
     path = give_order(tmp_path, "*", "drain", "eight")
     mark_taken(path, "north")
+    mark_taken(path, "north")
+    assert waiting_orders(tmp_path)[path].taken_by == ("north",)
     order = waiting_orders(tmp_path)[path]
     assert not order.waits_for("north")
     assert order.waits_for("south")

@@ -153,6 +153,24 @@ def test_a_study_that_does_not_read_is_said_not_hidden(running: Path) -> None:
     assert "study.toml" in text
 
 
+def test_of_a_study_of_several_parts_the_newest_part_is_shown(running: Path) -> None:
+    run = running / "runs" / "eight"
+    part = run / "parts" / "fold-1"
+    part.mkdir(parents=True)
+    for name in ("ledger.jsonl", "rounds"):
+        (run / name).rename(part / name)
+    text = (run / "study.toml").read_text()
+    (part / "study.toml").write_text(text.replace('"eight"', '"eight.fold-1"'))
+    append_event(run, "started", "eight")
+    known = read_watch(running / "state")["east"]
+    write_watched(running, east=replace(known, worked_study="eight.fold-1"))
+    found = centre_status(running).run
+    assert found is not None
+    assert (found.name, found.study, found.part, found.round) == ("eight", "eight", "fold-1", 3)
+    assert site(running, "east").rounds == {1: "accepted", 2: "accepted", 3: "working"}
+    assert "eight: running, fold-1, round 3 of 5" in status_text(running)
+
+
 def test_without_a_run_the_sites_are_shown(tmp_path: Path) -> None:
     (tmp_path / "sites").mkdir()
     (tmp_path / "sites" / "north.json").write_text("{}")

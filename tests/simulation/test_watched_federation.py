@@ -15,7 +15,6 @@ from small_study import copied
 
 from client.progress import read_progress
 from client.site import read_site
-from dsan_daemon.processes import started_at
 from server.orders import waiting_orders
 from server.run_folder import study_toml
 from server.status_text import status_json
@@ -55,12 +54,16 @@ class Watched:
         return self.federation.daemons[self.hospital.name]
 
     def clientapp(self) -> int | None:
-        """The process that answers a message, while it lives."""
+        """The process that answers a message, while it runs."""
         try:
             pid = int(json.loads((self.hospital / "state" / "clientapp.json").read_text())["pid"])
         except (OSError, ValueError):
             return None
-        return pid if started_at(pid) is not None else None
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return None
+        return None if state == "Z" else pid  # a zombie has ended
 
 
 def long_study(site: str) -> StudyConfig:
@@ -129,8 +132,9 @@ def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watch
     require_done(watched.federation.server("stop", "watched"))
     seconds_until(lambda: watched.clientapp() != pid)
     ended_s = time.monotonic() - began
-    seconds_until(lambda: watched.phase() in ("idle", "starting"))
-    assert all(order.taken_by for order in waiting_orders(watched.federation.centre / "state").values())
+    seconds_until(lambda: watched.phase() in ("stopping", "idle"))
+    (order,) = waiting_orders(watched.federation.centre / "state").values()
+    assert order.taken_by == (watched.hospital.name,)
     print(
         f"progress seen after {seen_s:.1f} s, step after {steps_s:.1f} s; silent site named after "
         f"{named_s:.1f} s, back after {back_s:.1f} s; ClientApp ended {ended_s:.1f} s after `stop`"
