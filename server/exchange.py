@@ -96,7 +96,7 @@ class Exchange:
         self.nodes = Nodes(grid)
         self.bytes_to_sites = 0
         self.bytes_from_sites = 0
-        self._introductions: dict[int, str] = {}  # node, message that asks who it is
+        self._introductions: dict[tuple[int, str], str] = {}  # node, its activation: the message that asks
 
     def ask(self, requests: Mapping[str, Request], expected: type[Answer]) -> Iterator[Outcome[Answer]]:
         """Send each site its request and yield every outcome, by site name, before the deadline is over.
@@ -120,16 +120,20 @@ class Exchange:
         self, node: int, terms: StudyTerms, *, measures_speed: bool = False
     ) -> Outcome[SiteDescription] | None:
         """Who a node says it is: asked at the first call, None until a later call finds the answer."""
-        if node not in self._introductions:
+        activation = self.nodes.activation(node)
+        if activation is None:
+            return None
+        asked = node, activation  # a node that was started anew has lost the question
+        if asked not in self._introductions:
             record = encode(DescribeRequest(terms, measures_speed))
             message = Message(record, node, KINDS[DescribeRequest].value, ttl=REPLY_GRACE_S)
             (identifier,) = self.grid.push_messages([message])
-            self._introductions[node] = identifier or ""
+            self._introductions[asked] = identifier or ""
             self.bytes_to_sites += size_bytes(record)
-        if not self._introductions[node] or self.nodes.activation(node) is None:
+        if not self._introductions[asked]:
             return None
-        for message in self.grid.pull_messages([self._introductions[node]]):
-            del self._introductions[node]
+        for message in self.grid.pull_messages([self._introductions[asked]]):
+            del self._introductions[asked]
             if message.has_error() and message.error.code in LOST:
                 return None  # the next call asks again
             outcome = _outcome(f"node {node}", message, SiteDescription)

@@ -216,7 +216,7 @@ def replies_slowly(hospitals: Hospitals, site: str, asked_before: int, message: 
 def test_a_reply_before_its_turn_waits_on_disk_and_survives_its_node(connect: Connect) -> None:
     hospitals = connect(east=replies_slowly, north=replies_and_leaves)
     weights = {Branch.US: pack(flatten(initial_state(TINY, 0)), Precision.FLOAT16)}
-    request = RoundRequest(TERMS, 1, {}, weights)
+    request = RoundRequest(TERMS, 1, 0, {}, weights)
     outcomes = hospitals.exchange.ask(dict.fromkeys(hospitals.behaviours, request), RoundReply)
     east, north = next(outcomes), next(outcomes)
     assert isinstance(east.answer, RoundReply)
@@ -236,3 +236,17 @@ def test_the_reply_to_a_request_that_is_over_is_never_taken_for_another(connect:
     assert names(hospitals.ask()) == ["north"]
     assert hospitals.times_asked == {"north": 2}
     assert isinstance(hospitals.ask()[0].answer, SiteDescription | Failure)
+
+
+def test_a_node_that_is_started_anew_is_asked_anew_who_it_is(connect: Connect) -> None:
+    hospitals = connect(north=dies_once)
+    exchange = hospitals.exchange
+    exchange.nodes.by_site = {}
+    outcome, deadline = None, time.monotonic() + 20
+    while outcome is None and time.monotonic() < deadline:
+        exchange.nodes.look()
+        outcome = exchange.introduction(1, TERMS)
+        time.sleep(0.02)
+    assert outcome is not None
+    assert names([outcome]) == ["north"]
+    assert hospitals.times_asked == {"north": 2}
