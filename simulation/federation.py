@@ -135,11 +135,13 @@ def run_federation(folder: Path, hospitals: tuple[Path, ...], study: StudyConfig
 def stopped_at_the_end(federation: Federation) -> Iterator[None]:
     """End all daemons with the block, and before it those that a killed command left in the folder."""
     end_leftovers(federation.folder / RECORD)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
         log.info("stopping %d daemons", len(federation.daemons))
         federation.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def found_on_free_ports(federation: Federation, stdout: TextIO | None = None) -> tuple[str, int]:
