@@ -48,12 +48,14 @@ def main() -> int:
     try:
         _start(federation)
         training = _train(federation, folder)
+        while not results.seen and results.watch(training, 1):  # the first branch is trained
+            pass
         if options.stopped:
             _hold_supernode(federation, options.stopped)
         if options.away:
             _end_centre_for(federation, options.away)
         for number in range(options.kills):
-            if not results.watch(training, chance.uniform(5, 45)):
+            if not results.watch(training, chance.uniform(5, 60)):
                 break
             print(f"kill {number + 1}: {_kill(federation, chance.choice(TARGETS))}", flush=True)
         while results.watch(training, 5):

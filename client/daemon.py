@@ -99,9 +99,7 @@ class Daemon:
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
         self.counts = prepared_counts(site)
-        await_leftovers(
-            self.state / RECORD, LEAVE_S
-        )  # of a daemon that was killed: they log off by themselves
+        await_leftovers(self.state / RECORD, LEAVE_S)  # a killed daemon's processes log off by themselves
         self.supervisor = Supervisor(self.state / RECORD)
         self.supernode, self.superexec = daemon_programs(site, config, centre)
         certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
@@ -134,10 +132,7 @@ class Daemon:
         self._bring_node_back()
         if time.monotonic() >= self.status_due:
             self.status_due = time.monotonic() + STATUS_EVERY_S
-            try:
-                write_status(self.state, self.status())
-            except OSError as error:  # a full disk ends the work, not the daemon
-                log.error("status.json cannot be written: %s", error.strerror)
+            self._write_status()
             notify_alive(self.work_status().phase)
 
     def stop(self) -> None:
@@ -149,7 +144,7 @@ class Daemon:
         self.connection.stop()
         self.health.stop()
         self.supervisor.stop_all(LEAVE_S)
-        write_status(self.state, self.status())
+        self._write_status()
 
     def status(self) -> DaemonStatus:
         """What status.json says."""
@@ -208,6 +203,12 @@ class Daemon:
             line.since,
             node.message_kind,
         )
+
+    def _write_status(self) -> None:
+        try:
+            write_status(self.state, self.status())
+        except OSError as error:  # a full disk ends the work, not the daemon
+            log.error("status.json cannot be written: %s", error.strerror)
 
     def _connection(self) -> ConnectionStatus:
         return self.connection.status(self.watch)
