@@ -173,12 +173,13 @@ def _run_status(shown: Path, study: StudyOutline, lines: list[LedgerLine], state
 
 
 def _state(run_folder: Path, events: list[LedgerLine]) -> str:
+    """Of a run that nobody works on: how it ended; interrupted if it began and did not; else waiting."""
     if is_run_in_work(run_folder):
         return "running"
-    last = events[-1]["event"] if events else None
-    if last is None:
+    decisive = [str(line["event"]) for line in events if line["event"] in (*ENDS, *BEGINNINGS)]
+    if not decisive:
         return "waiting"
-    return str(last) if last in ENDS else "interrupted"
+    return decisive[-1] if decisive[-1] in ENDS else "interrupted"
 
 
 def _roles(

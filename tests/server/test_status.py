@@ -130,6 +130,20 @@ def test_a_run_whose_server_died_is_interrupted(tmp_path: Path) -> None:
     assert run.state == "interrupted"
 
 
+def test_events_on_the_way_do_not_decide_how_a_run_stands(tmp_path: Path) -> None:
+    run = write_centre(tmp_path)
+    append_event(run, "paused", "too few sites")
+    append_event(run, "estimated", "eight")
+    found = centre_status(tmp_path).run
+    assert found is not None
+    assert found.state == "paused"
+    (run / "ledger.jsonl").unlink()
+    append_event(run, "estimated", "eight")
+    found = centre_status(tmp_path).run
+    assert found is not None
+    assert found.state == "waiting"
+
+
 def test_looking_does_not_keep_the_server_off_its_run(tmp_path: Path) -> None:
     run = write_centre(tmp_path)
     (run / ".lock").touch()
