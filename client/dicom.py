@@ -18,8 +18,9 @@ from client.dicom_findings import error
 from client.dicom_folder import read_headers
 from client.dicom_geometry import Stack, stack_slices
 from client.dicom_header import SliceHeader
-from client.dicom_values import Volume, plausibility_findings
+from client.dicom_values import plausibility_findings
 from client.findings import Finding, FindingError
+from client.image_memory import new_image
 
 Slice = npt.NDArray[Any]  # of integers or floats, as the file and its calibration ask for
 
@@ -43,12 +44,12 @@ def read_dicom_series(
     _raise_first_error(findings)
     stack = stack_slices(headers)
     try:
-        volume_DHW = _read_volume(stack)
+        image = _read_image(stack)
     except FindingError as failure:
         raise FindingError(replace(failure.finding, case_id=case_id)) from None
-    implausible = tuple(replace(finding, case_id=case_id) for finding in plausibility_findings(volume_DHW))
-    _raise_first_error(implausible)
-    return _image(volume_DHW, stack), findings
+    of_values = plausibility_findings(sitk.GetArrayViewFromImage(image))
+    _raise_first_error(tuple(replace(finding, case_id=case_id) for finding in of_values))
+    return image, findings
 
 
 def audit_dicom_folder(
@@ -73,12 +74,12 @@ def _raise_first_error(findings: tuple[Finding, ...]) -> None:
             raise FindingError(finding)
 
 
-def _read_volume(stack: Stack) -> Volume:
-    """(D, H, W) in HU, slice by slice, so that nothing larger than the volume is ever held."""
+def _read_image(stack: Stack) -> sitk.Image:
+    """The volume in HU, slice by slice, so that nothing larger than the volume is ever held."""
     first = stack.headers[0]
     shape_DHW = (len(stack.headers), first.rows or 0, first.columns or 0)
     is_whole = _is_whole(first)
-    volume_DHW: Volume = np.empty(shape_DHW, np.int16) if is_whole else np.empty(shape_DHW, np.float32)
+    image, volume_DHW = new_image(shape_DHW, np.int16 if is_whole else np.float32)
     for slice_HW, header in zip(volume_DHW, stack.headers, strict=True):
         hu_HW = _read_slice(header)
         if hu_HW.shape != slice_HW.shape:
@@ -86,7 +87,11 @@ def _read_volume(stack: Stack) -> Volume:
         if is_whole and hu_HW.dtype != np.int16:
             hu_HW = np.clip(hu_HW.astype(np.int32, copy=False), _INT16.min, _INT16.max)
         slice_HW[:] = hu_HW
-    return volume_DHW
+    spacing_mm_y, spacing_mm_x = first.pixel_spacing_mm_yx or (0.0, 0.0)
+    image.SetSpacing((spacing_mm_x, spacing_mm_y, stack.spacing_mm))
+    image.SetOrigin(stack.positions_mm_N3[0].tolist())
+    image.SetDirection(stack.axes_33.ravel().tolist())
+    return image
 
 
 def _is_whole(header: SliceHeader) -> bool:
@@ -106,10 +111,12 @@ def _read_slice(header: SliceHeader) -> Slice:
 
 def _read_stored(header: SliceHeader) -> Slice:
     """(H, W), the stored values of a native slice; bits above BitsStored are overlays and are cut off."""
-    rows, columns = header.rows or 0, header.columns or 0
     dtype = "<i2" if header.pixel_representation else "<u2"
-    offset = header.pixels.offset if header.pixels else 0
-    stored_HW = np.fromfile(header.path, dtype, rows * columns, offset=offset).reshape(rows, columns)
+    stored_HW = np.empty((header.rows or 0, header.columns or 0), dtype)
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(header.pixels.offset if header.pixels else 0)
+        if file.readinto(stored_HW.data) != stored_HW.nbytes:
+            raise ValueError("the file ends before its pixels do")
     unused_bits = 16 - (header.bits_stored or 16)
     if unused_bits:
         stored_HW <<= unused_bits
@@ -141,11 +148,3 @@ def _undecodable(header: SliceHeader, message: str) -> FindingError:
     fix = "Copy the file from the PACS again; if it stays so, leave the case out."
     return FindingError(error("DICOM-PIXELS", f"file {header.name}", message, fix))
 
-
-def _image(volume_DHW: Volume, stack: Stack) -> sitk.Image:
-    spacing_mm_y, spacing_mm_x = stack.headers[0].pixel_spacing_mm_yx or (0.0, 0.0)
-    image = sitk.GetImageFromArray(volume_DHW)
-    image.SetSpacing((spacing_mm_x, spacing_mm_y, stack.spacing_mm))
-    image.SetOrigin(stack.positions_mm_N3[0].tolist())
-    image.SetDirection(stack.axes_33.ravel().tolist())
-    return image

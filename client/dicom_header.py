@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -257,6 +258,7 @@ def _raw(dataset: FileDataset, keyword: str) -> bytes:
     return element.value if isinstance(element.value, bytes) else _NO_VALUE
 
 
+@lru_cache(maxsize=4096)  # most values are the same in all slices of a series
 def _text(raw: bytes) -> str | None:
     return raw.decode("ascii", "replace").strip(" \0") or None
 
@@ -265,6 +267,7 @@ def _whole(raw: bytes, byte_order: Literal["little", "big"]) -> int | None:
     return int.from_bytes(raw, byte_order) if len(raw) == 2 else None
 
 
+@lru_cache(maxsize=4096)
 def _decimals(raw: bytes, count: int) -> tuple[float, ...] | None:
     """`count` finite numbers; "nan", "1_000" and "0,7", which float() or a reader might take, are none."""
     parts = [part.strip(" \0") for part in raw.decode("ascii", "replace").split("\\")]

@@ -19,7 +19,7 @@ from client.dicom import audit_dicom_folder, read_dicom_series
 from client.dicom_values import MAX_VOXELS, Volume, plausibility_findings
 from client.findings import Finding, FindingError
 from client.image_files import NIFTI_SUFFIXES, ImageFile
-from client.nifti_files import NiftiHeader, read_nifti_header, read_nifti_values
+from client.nifti_files import NiftiHeader, read_nifti_header, read_nifti_image
 from client.text_header_files import TextHeader, check_packed_pixels, read_text_header
 
 MAX_SLICE_THICKNESS_MM = 5.0
@@ -110,7 +110,8 @@ def check_masks(lung: sitk.Image, infection: sitk.Image, case_id: str | None) ->
             Finding("IMAGE-LUNG-EMPTY", "error", "lung mask", "it marks no voxel", fix, case_id)
         )
     n_infection = int(np.count_nonzero(infection_DHW))
-    n_outside = n_infection - int(np.count_nonzero(infection_DHW & lung_DHW))
+    slices = zip(infection_DHW, lung_DHW, strict=True)
+    n_outside = sum(int(np.count_nonzero(marked_HW > lung_HW)) for marked_HW, lung_HW in slices)
     if n_outside <= MAX_INFECTION_OUTSIDE_LUNG * n_infection:
         return ()
     message = f"{n_outside / n_infection:.0%} of it lies outside the lung mask"
@@ -228,7 +229,7 @@ def _mm(lengths_mm: npt.ArrayLike) -> str:
 def _pixels(file: ImageFile, header: Header, reader: sitk.ImageFileReader) -> sitk.Image:
     """The image without its metadata: an NRRD made from DICOM carries the patient's name."""
     if isinstance(header, NiftiHeader):
-        image: sitk.Image = sitk.GetImageFromArray(read_nifti_values(file, header, reader.GetSize()[::-1]))
+        image = read_nifti_image(file, header, reader.GetSize()[::-1])
         image.SetSpacing(reader.GetSpacing())
         image.SetOrigin(reader.GetOrigin())
         image.SetDirection(reader.GetDirection())

@@ -16,7 +16,7 @@ from client.findings import Finding, FindingError
 
 MAX_CUT_CM2 = 10.0  # of lung on the first or last slice
 MIN_LUNG_SHARE = 0.12  # of both lungs' volume; the smaller lung has 0.4 to 0.5 in health
-SAMPLED_SIDE = 128  # voxels of each axis that are looked at, at most twice as many
+SAMPLED_SIDE = 64  # voxels of each axis that are looked at, at most twice as many
 AIR_BELOW_HU = -400  # half way between lung and soft tissue
 TISSUE_ABOVE_HU = -300
 MIN_AIR_IN_MASK = 0.05  # a mask with less holds no lung; white lungs of the dying have more

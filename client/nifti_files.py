@@ -8,8 +8,10 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 
 from client.image_files import FIX_RESTORE, ImageFile, first_bytes
+from client.image_memory import new_image
 
 HEADER_BYTES = 348
 
@@ -59,16 +61,24 @@ def read_nifti_header(file: ImageFile) -> NiftiHeader:
     )
 
 
-def read_nifti_values(
-    file: ImageFile, header: NiftiHeader, shape_DHW: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
-    """All voxels, scaled as the header says; NaN stays NaN.
+def read_nifti_image(file: ImageFile, header: NiftiHeader, shape_DHW: tuple[int, ...]) -> sitk.Image:
+    """All voxels, scaled as the header says, without geometry; NaN stays NaN.
 
     Raises FindingError for a type that is no number, an early end of the file and a damaged packing.
     """
     if header.dtype is None:
         raise file.error("IMAGE-UNREADABLE", "its voxels are not plain numbers", FIX_RESTORE)
-    values = np.empty(shape_DHW, header.dtype)
+    image, values = new_image(shape_DHW, header.dtype.newbyteorder("="))
+    _read_values(file, header, values)
+    if not header.dtype.isnative:
+        values.byteswap(inplace=True)
+    if header.slope in (0.0, 1.0) and (header.slope == 0.0 or header.intercept == 0.0):  # 0: not scaled
+        return image
+    return sitk.GetImageFromArray(values * np.float32(header.slope) + np.float32(header.intercept))
+
+
+def _read_values(file: ImageFile, header: NiftiHeader, values: npt.NDArray[np.generic]) -> None:
+    """Fill `values` with the bytes of the file, in the file's own byte order."""
     n_read = 0
     try:
         with _opened(file) as stream:
@@ -80,10 +90,6 @@ def read_nifti_values(
     if n_read < values.nbytes:
         message = f"its voxels end after {n_read} of {values.nbytes} bytes"
         raise file.error("IMAGE-TRUNCATED", message, FIX_RESTORE)
-    values = values.astype(header.dtype.newbyteorder("="), copy=False)
-    if header.slope in (0.0, 1.0) and (header.slope == 0.0 or header.intercept == 0.0):  # 0: not scaled
-        return values
-    return values * np.float32(header.slope) + np.float32(header.intercept)
 
 
 def _sform_spacing(header: bytes, order: str, unit_mm: float) -> tuple[float, float, float]:
@@ -96,9 +102,8 @@ def _fill(values: npt.NDArray[np.generic], stream: IO[bytes] | gzip.GzipFile) ->
     """Bytes read into `values`; in parts, so that a packed file is not in memory twice."""
     room = values.reshape(-1).view(np.uint8)
     n_read = 0
-    while n_read < len(room) and (chunk := stream.read(min(_CHUNK_BYTES, len(room) - n_read))):
-        room[n_read : n_read + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        n_read += len(chunk)
+    while n_read < len(room) and (n := stream.readinto(room[n_read : n_read + _CHUNK_BYTES].data)):
+        n_read += n
     return n_read
 
 

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from client.findings import FindingError
 from client.image_files import ImageFile
-from client.nifti_files import read_nifti_header, read_nifti_values
+from client.nifti_files import read_nifti_header, read_nifti_image
 
 SHAPE_DHW = (5, 6, 7)
 VALUES_DHW = np.arange(210, dtype=np.int16).reshape(SHAPE_DHW)
@@ -22,7 +22,7 @@ def packed(tmp_path: Path) -> ImageFile:
 
 def test_values_are_the_files_own(packed: ImageFile) -> None:
     header = read_nifti_header(packed)
-    values_DHW = read_nifti_values(packed, header, SHAPE_DHW)
+    values_DHW = sitk.GetArrayFromImage(read_nifti_image(packed, header, SHAPE_DHW))
     assert values_DHW.dtype == np.int16
     np.testing.assert_array_equal(values_DHW, VALUES_DHW)
 
@@ -34,13 +34,13 @@ def test_the_end_of_a_packed_file_is_looked_at(packed: ImageFile, position: int)
     content[position] ^= 1
     packed.path.write_bytes(content)
     with pytest.raises(FindingError, match="IMAGE-DAMAGED"):
-        read_nifti_values(packed, header, SHAPE_DHW)
+        read_nifti_image(packed, header, SHAPE_DHW)
 
 
 def test_a_file_packed_in_parts_is_read(packed: ImageFile) -> None:
     whole = gzip.decompress(packed.path.read_bytes())
     packed.path.write_bytes(gzip.compress(whole[:400]) + gzip.compress(whole[400:]))
-    values_DHW = read_nifti_values(packed, read_nifti_header(packed), SHAPE_DHW)
+    values_DHW = sitk.GetArrayFromImage(read_nifti_image(packed, read_nifti_header(packed), SHAPE_DHW))
     np.testing.assert_array_equal(values_DHW, VALUES_DHW)
 
 
@@ -51,4 +51,5 @@ def test_nan_stays_nan(tmp_path: Path) -> None:
     assert (
         np.isnan(sitk.GetArrayFromImage(sitk.ReadImage(str(file.path)))).sum() == 0
     )  # why we read it ourselves
-    np.testing.assert_array_equal(read_nifti_values(file, read_nifti_header(file), SHAPE_DHW), values)
+    read = read_nifti_image(file, read_nifti_header(file), SHAPE_DHW)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read), values)
