@@ -1,8 +1,13 @@
-"""The ClientApp: one process for one message of the centre. Errors leave as codes, never as their text."""
+"""The ClientApp: one process for one message of the centre. Errors leave as codes, never as their text.
+
+Not even the site's log has the text of what is wrong with its data, unless it is at DEBUG: such a text names
+files and cases, and logs travel.
+"""
 
 import errno
 import logging
 import os
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,20 +87,39 @@ def coded_errors(message: Message, context: Context, call_next: ClientAppCallabl
     except RefusedError as error:
         refusal = Refusal(name, error.code, error.message)
     except FindingError as error:
-        log.error("%s: %s", name, error)
+        _log_finding(name, error)
         refusal = Refusal(name, error.finding.code, "the site's own log and `dsan-client check` say more")
     except ProtocolError as error:
         refusal = Refusal(name, "REQUEST-PROTOCOL", str(error))
     except torch.OutOfMemoryError:
         refusal = Refusal(name, "SITE-GPU-MEMORY", "the GPU's memory does not suffice for this study")
     except (OSError, SafetensorError) as error:
-        log.error("%s: the message could not be answered: %s", name, error)
+        _log_failure(name, error)
         number = getattr(error, "errno", None) or errno.EIO  # safetensors puts it into its text only
         refusal = Refusal(name, f"SITE-OS-{number}", "the operating system refused; see the site's log")
     except Exception as error:
-        log.exception("%s: the message could not be answered", name)
+        _log_failure(name, error)
         refusal = Refusal(name, "SITE-INTERNAL", f"{type(error).__name__}; see the site's log")
     return Message(encode(refusal), reply_to=message)
+
+
+def _log_finding(site: str, error: FindingError) -> None:
+    """A finding about settings in full; of one about data the code."""
+    code = error.finding.code
+    if code.startswith(("SITE-", "MACHINE-")):
+        log.error("%s: %s", site, error)
+    else:
+        log.error("%s: refused with %s; `dsan-client check` says more", site, code)
+        log.debug("%s: %s", site, error)
+
+
+def _log_failure(site: str, error: Exception) -> None:
+    """What failed, why in the system's own words, and where in the code."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    places = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    log.error("%s: the message could not be answered: %s%s in %s", site, type(error).__name__, reason, places)
+    log.debug("%s: the message could not be answered", site, exc_info=error)
 
 
 MODS: list[Mod] = [recorded, coded_errors]

@@ -147,4 +147,3 @@ def _decode_slice(path: Path) -> Slice:
 def _undecodable(header: SliceHeader, message: str) -> FindingError:
     fix = "Copy the file from the PACS again; if it stays so, leave the case out."
     return FindingError(error("DICOM-PIXELS", f"file {header.name}", message, fix))
-

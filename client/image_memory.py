@@ -24,9 +24,7 @@ _PIXEL_IDS = {
 }
 
 
-def new_image(
-    shape_DHW: tuple[int, ...], dtype: npt.DTypeLike
-) -> tuple[sitk.Image, npt.NDArray[np.generic]]:
+def new_image(shape_DHW: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[sitk.Image, npt.NDArray[np.generic]]:
     """An image of zeros and its voxels (D, H, W); the array may be written while the image lives and is
     shared with nobody: not copied, not passed to a filter."""
     image = sitk.Image(shape_DHW[::-1], _PIXEL_IDS[np.dtype(dtype)])

@@ -181,9 +181,7 @@ def _check_geometry(file: ImageFile, header: Header, reader: sitk.ImageFileReade
         raise file.error("IMAGE-DIRECTION", message, _FIX_EXPORT)
     extent_mm = spacing_mm * reader.GetSize()
     if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
-        message = (
-            f"the scan measures {_mm(extent_mm)}; a chest is {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm a side"
-        )
+        message = f"it measures {_mm(extent_mm)}; a chest is {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm a side"
         raise file.error("IMAGE-EXTENT", message, "Check the spacing in the header (in mm).")
 
 

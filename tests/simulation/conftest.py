@@ -12,16 +12,17 @@ from typer.testing import CliRunner
 from simulation.cli import app
 
 
-def _import_small_study() -> None:
-    """Make small_study importable by the tests beside it, which are no package."""
-    spec = importlib.util.spec_from_file_location("small_study", Path(__file__).with_name("small_study.py"))
+def _import_beside(path: Path) -> None:
+    """Make a module of the tests, which are no package, importable by its name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    sys.modules["small_study"] = module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
-_import_small_study()
+for _name in ("simulation/small_study", "client/dicom_factory", "client/cohort_factory"):
+    _import_beside(Path(__file__).parents[1] / f"{_name}.py")
 from small_study import Simulate, study_arguments  # noqa: E402  (importable only from here on)
 
 
