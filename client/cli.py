@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from client.finding_table import EXIT_BAD_DATA, EXIT_FAILED, exit_code, findings_text
-from client.findings import FindingError
+from client.findings import Finding, FindingError
 
 # Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
 
@@ -187,7 +188,14 @@ def prepare(config: Config = Path("site.toml"), workers: Workers = None, as_json
 
 @app.command(name="import")
 def import_(
-    dicom_root: Annotated[Path, typer.Argument(help="The export: folders of any shape.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The export, folders of any shape; or a PACS: dimse://AE@HOST:PORT, http://HOST/dicom-web.",
+            show_default=False,
+        ),
+    ],
     labels: Annotated[
         Path, typer.Option(help="CSV: label, and study_uid, accession or patient_id.", show_default=False)
     ],
@@ -199,26 +207,41 @@ def import_(
         bool, typer.Option("--segment", help="Let a new site.toml ask for the built-in segmentation.")
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    ae_title: Annotated[str, typer.Option(help="Ours, for a PACS by DIMSE.")] = "DSAN",
+    receive_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where a PACS by DIMSE sends the images to.")
+    ] = 11112,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for an answer of the PACS.")
+    ] = 60.0,
 ) -> None:
-    """Turn a PACS export into a cohort under pseudonyms: one series a study, chosen by written rules.
+    """Turn a PACS export, or studies of a PACS itself, into a cohort under pseudonyms.
 
-    The export is only read; its files are linked, or copied where that is not possible. The key of the
-    pseudonyms is made once, in OUT/pseudonym.key, and stays there. Exit code: 0 every labelled study is a
-    case, 65 some are not, 78 bad configuration.
+    Of each labelled study one series is taken, chosen by written rules. An export is only read; its files
+    are linked, or copied where that is not possible. From a PACS the CT series of the labelled studies are
+    fetched to OUT/pacs first; a transfer that broke off goes on. The key of the pseudonyms is made once, in
+    OUT/pseudonym.key, and stays there. Exit code: 0 every labelled study is a case, 65 some are not, 69 the
+    PACS cannot be reached, 77 it refuses us, 78 bad configuration.
 
     Example: dsan-client import /data/export --labels labels.csv --out hospital --segment
     """
     with _coded_exit():
         from client.import_report import import_text
         from client.pacs_export import ImportRequest, import_export
+        from client.pacs_source import PacsRequest, fetch_studies, is_pacs_address
         from client.terminal import progress_shown
 
-        request = ImportRequest(dicom_root, labels, out, name, segment, workers)
-        with progress_shown("reading files of the export", "choosing series of studies") as (
-            scanning,
-            choosing,
-        ):
+        root, of_pacs = Path(source), tuple[Finding, ...]()
+        if is_pacs_address(source):
+            asked = PacsRequest(source, labels, out, ae_title, receive_port, timeout)
+            with progress_shown("fetching studies") as (fetching,):
+                fetched = fetch_studies(asked, fetching)
+            root, of_pacs = fetched.root, fetched.findings
+        request = ImportRequest(root, labels, out, name, segment, workers)
+        steps = ("reading files of the export", "choosing series of studies")
+        with progress_shown(*steps) as (scanning, choosing):
             result = import_export(request, scanning, choosing)
+        result = replace(result, findings=(*of_pacs, *result.findings))
         _print(import_text(result, request))
         raise typer.Exit(exit_code(result.findings))
 

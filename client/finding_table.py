@@ -12,7 +12,16 @@ LONGEST_MESSAGE = 400
 EXIT_OK, EXIT_BAD_DATA, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 65, 70, 78
 EXIT_UNREACHABLE, EXIT_REFUSED = 69, 77
 
-_EXIT_OF = {  # by the first part of a code; every other error is about data
+_EXIT_OF = {  # by a code, or the first part of one; every other error is about data
+    "PACS-UNREACHABLE": EXIT_UNREACHABLE,
+    "PACS-TIMEOUT": EXIT_UNREACHABLE,
+    "PACS-REJECTED": EXIT_REFUSED,
+    "PACS-REFUSED": EXIT_REFUSED,
+    "PACS-LOGIN": EXIT_REFUSED,
+    "PACS-AE-UNKNOWN": EXIT_REFUSED,
+    "PACS-ADDRESS": EXIT_BAD_CONFIGURATION,
+    "PACS-PORT": EXIT_BAD_CONFIGURATION,
+    "PACS-EXTRA": EXIT_BAD_CONFIGURATION,
     "SITE": EXIT_BAD_CONFIGURATION,
     "PREPARE": EXIT_FAILED,
     "GOLDEN": EXIT_FAILED,
@@ -59,7 +68,7 @@ def findings_text(findings: Iterable[Finding]) -> str:
 def exit_code(findings: Iterable[Finding]) -> int:
     """0 without errors; else the gravest: 65 bad data, 69 unreachable, 77 refused, 70 failed, 78 settings."""
     codes = [
-        _EXIT_OF.get(finding.code.partition("-")[0], EXIT_BAD_DATA)
+        _EXIT_OF.get(finding.code) or _EXIT_OF.get(finding.code.partition("-")[0], EXIT_BAD_DATA)
         for finding in findings
         if finding.severity == "error"
     ]

@@ -29,5 +29,5 @@ def new_image(shape_DHW: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[sitk.Im
     shared with nobody: not copied, not passed to a filter."""
     image = sitk.Image(shape_DHW[::-1], _PIXEL_IDS[np.dtype(dtype)])
     view = sitk.GetArrayViewFromImage(image)  # read only, though the buffer is the image's alone
-    buffer = (ctypes.c_byte * view.nbytes).from_address(view.ctypes.data)
+    buffer = memoryview((ctypes.c_byte * view.nbytes).from_address(view.ctypes.data))
     return image, np.frombuffer(buffer, view.dtype).reshape(shape_DHW)

@@ -227,7 +227,7 @@ def _mm(lengths_mm: npt.ArrayLike) -> str:
 def _pixels(file: ImageFile, header: Header, reader: sitk.ImageFileReader) -> sitk.Image:
     """The image without its metadata: an NRRD made from DICOM carries the patient's name."""
     if isinstance(header, NiftiHeader):
-        image = read_nifti_image(file, header, reader.GetSize()[::-1])
+        image: sitk.Image = read_nifti_image(file, header, reader.GetSize()[::-1])
         image.SetSpacing(reader.GetSpacing())
         image.SetOrigin(reader.GetOrigin())
         image.SetDirection(reader.GetDirection())

@@ -1,10 +1,10 @@
 """NIfTI-1 files (.nii, .nii.gz): header fields that SimpleITK glosses over, and the voxels themselves."""
 
 import gzip
+import io
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,8 @@ def read_nifti_image(file: ImageFile, header: NiftiHeader, shape_DHW: tuple[int,
         values.byteswap(inplace=True)
     if header.slope in (0.0, 1.0) and (header.slope == 0.0 or header.intercept == 0.0):  # 0: not scaled
         return image
-    return sitk.GetImageFromArray(values * np.float32(header.slope) + np.float32(header.intercept))
+    scaled = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+    return sitk.GetImageFromArray(scaled)
 
 
 def _read_values(file: ImageFile, header: NiftiHeader, values: npt.NDArray[np.generic]) -> None:
@@ -98,7 +99,7 @@ def _sform_spacing(header: bytes, order: str, unit_mm: float) -> tuple[float, fl
     return (x, y, z)
 
 
-def _fill(values: npt.NDArray[np.generic], stream: IO[bytes] | gzip.GzipFile) -> int:
+def _fill(values: npt.NDArray[np.generic], stream: io.BufferedIOBase) -> int:
     """Bytes read into `values`; in parts, so that a packed file is not in memory twice."""
     room = values.reshape(-1).view(np.uint8)
     n_read = 0
@@ -120,5 +121,5 @@ def _header_bytes(file: ImageFile) -> bytes:
     return header
 
 
-def _opened(file: ImageFile) -> IO[bytes] | gzip.GzipFile:
+def _opened(file: ImageFile) -> io.BufferedIOBase:
     return gzip.open(file.path, "rb") if file.suffix == ".nii.gz" else file.path.open("rb")

@@ -94,7 +94,7 @@ def import_export(
     workers = request.workers or os.cpu_count() or 1
     lines, findings = read_labels(request.labels)
     site = _site(request)
-    listed = _listed_before(request.out)
+    listed = listed_before(request.out)
     pseudonyms = open_pseudonyms(request.out)
     export = scan_export(request.root, request.out, workers, scanning)
     studies = export.studies
@@ -201,7 +201,7 @@ def _limit_mm(site: SiteConfig) -> float:
     return site.audit.max_slice_thickness_mm
 
 
-def _listed_before(out: Path) -> dict[str, str]:
+def listed_before(out: Path) -> dict[str, str]:
     """case_id and label of every line of the cohort.csv that is there."""
     manifest = out / COHORT
     if not manifest.exists():

@@ -20,7 +20,7 @@ def _load(name: str) -> ModuleType:
 
 _FACTORY = _load("dicom_factory")
 _COHORTS = _load("cohort_factory")
-for _name in ("image_factory", "table_factory", "package_factory", "shared_bad"):
+for _name in ("image_factory", "table_factory", "package_factory", "shared_bad", "orthanc"):
     _load(_name)
 
 

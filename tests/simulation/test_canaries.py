@@ -2,8 +2,9 @@
 
 Forty tags of every slice, the folders and files of the export and of the masks, and cells of cohort.csv hold
 a canary each. The export is imported and prepared, and two studies run over the hospital and another one: a
-good one, and one in which every message finds the hospital's volumes damaged. What left is then searched for
-each canary: as text, in UTF-16, hexadecimal, percent-encoded, and in base64 at each of its three alignments.
+good one, and one in which the hospital cannot write: the error that the system raises names its folder. What
+left is then searched for each canary: as text, in UTF-16, hexadecimal, percent-encoded, and in base64 at each
+of its three alignments.
 """
 
 import base64
@@ -231,11 +232,8 @@ def _live(export: Path, hospital: Path, outside: Path) -> list[list[dict[str, An
     sites = (other / "site.toml", hospital / "site.toml")
     good = write_study(outside / "runs" / "good", seed=1)
     run_study_on(Engine.INPROCESS, good, sites, workers=1)
-    for volume in (hospital / "store" / "volumes").glob("*.safetensors"):
-        named = hospital / "store" / CANARIES["file"]  # what a failure could tell of
-        shutil.copy(volume, named)
-        volume.unlink()
-        volume.symlink_to(named / "not a folder")
+    shutil.rmtree(hospital / "work")
+    (hospital / "work").write_text("a file where finished rounds go: the error of the system names its path")
     bad = write_study(outside / "runs" / "bad", seed=2)
     run_study_on(Engine.INPROCESS, bad, sites, workers=1)
     return [list(read_ledger(good)), list(read_ledger(bad))]
