@@ -160,7 +160,14 @@ def check(config: Config = Path("site.toml"), as_json: AsJson = False) -> None:
 
 
 @app.command()
-def prepare(config: Config = Path("site.toml"), workers: Workers = None, as_json: AsJson = False) -> None:
+def prepare(
+    config: Config = Path("site.toml"),
+    workers: Workers = None,
+    remove_unused: Annotated[
+        bool, typer.Option("--remove-unused", help="Delete stored volumes that belong to no case any more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Prepare every case of the cohort, and draw the page on which to look at them.
 
     What was prepared before is found again; a run that was ended goes on where it was. Bad cases are left
@@ -178,7 +185,7 @@ def prepare(config: Config = Path("site.toml"), workers: Workers = None, as_json
 
         site = read_site(config)
         with progress_shown("preparing cases") as (progress,):
-            result = prepare_cohort(site, workers, progress)
+            result = prepare_cohort(site, workers, progress, remove_unused)
         page = write_qc_page(site, result)
         code = EXIT_BAD_DATA if result.n_left_out or not result.entries else 0
         table = preparation_json(result, site.name, page, code)

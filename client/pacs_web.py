@@ -45,6 +45,7 @@ class WebPacs:
             self._session.mount(scheme, _Patient(timeout_s))
         with _in_words():
             self._client = DICOMwebClient(url, session=self._session)
+        self._client.set_http_retry_params(retry=False)  # it would try for half a minute; we can go on later
 
     def find_studies(self, identifier: str, value: str) -> list[str]:
         """StudyInstanceUIDs by one identifier."""

@@ -30,6 +30,7 @@ from client.volume_store import (
     StoredCase,
     is_disk_full,
     remove_leftovers,
+    unused_files,
     volume_bytes,
     volume_path,
     write_atomically,
@@ -79,6 +80,8 @@ class PreparationResult:
     n_listed: int  # lines of the table
     n_new: int  # entries made in this run; the others were in the store
     seconds: float
+    unused_bytes: int = 0  # of volumes in the store that belong to no case
+    are_unused_removed: bool = False
 
     @property
     def n_left_out(self) -> int:
@@ -87,12 +90,16 @@ class PreparationResult:
 
 
 def prepare_cohort(
-    site: SiteConfig, workers: int | None = None, progress: Callable[[Progress], None] | None = None
+    site: SiteConfig,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    remove_unused: bool = False,
 ) -> PreparationResult:
     """Prepare every case of the site's cohort whose volume is not in its store yet.
 
     `workers` overrides the site's own number (0: one for each core). `progress` is called in this process,
-    once before the first case and then after each. Bad cases are left out, with findings. Raises FindingError
+    once before the first case and then after each. `remove_unused` deletes volumes of no case, at the very
+    end. Bad cases are left out, with findings. Raises FindingError
     if there is nothing to begin with (no such table, no disk space, another run at work) or no going on
     (the disk is full); what was done until then is kept.
     """
@@ -118,9 +125,13 @@ def prepare_cohort(
         findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
         findings += _same_scans(in_order)
         _write_index(site, cohort_digest, entries, findings)
+        unused_bytes = _unused(site.store_folder, entries, remove_unused)
     n_new = sum(outcome.is_new for outcome in in_order)
     seconds = time.monotonic() - started
-    return PreparationResult(entries, tuple(findings), count_lines(site.manifest), n_new, seconds)
+    n_listed = count_lines(site.manifest)
+    return PreparationResult(
+        entries, tuple(findings), n_listed, n_new, seconds, unused_bytes, are_unused_removed=remove_unused
+    )
 
 
 def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
@@ -253,6 +264,16 @@ def _check_disk(store: Path, n_cases: int, recipe: Recipe) -> None:
     if n_cases and free < needed:
         message = f"{n_cases} cases need {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB left"
         raise FindingError(Finding("PREPARE-DISK-SPACE", "error", str(store), message, _FIX_DISK))
+
+
+def _unused(store: Path, entries: Iterable[PreparedEntry], remove: bool) -> int:
+    """Bytes of the files that belong to no case; they are deleted if asked for."""
+    files = unused_files(store, (entry.path for entry in entries))
+    n_bytes = sum(file.stat().st_size for file in files)
+    if remove:
+        for file in files:
+            file.unlink()
+    return n_bytes
 
 
 def _remember_digests(store: Path, outcomes: Iterable[Outcome]) -> None:

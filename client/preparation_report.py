@@ -22,6 +22,7 @@ def preparation_text(result: PreparationResult, page: Path, config: Path) -> str
         f"in {duration_text(result.seconds)}",
         f"classes   {labels}; {groups}",
         f"left out  {result.n_left_out}",
+        *_unused(result),
         f"look at   {page}",
         "",
         findings_text(result.findings),
@@ -29,6 +30,14 @@ def preparation_text(result: PreparationResult, page: Path, config: Path) -> str
         f"next: {_next(result, page, config)}",
     ]
     return "\n".join(lines)
+
+
+def _unused(result: PreparationResult) -> list[str]:
+    if not result.unused_bytes:
+        return []
+    size = f"{result.unused_bytes / 1e6:.1f} MB of volumes that belong to no case"
+    does = "were deleted" if result.are_unused_removed else "are in the store: --remove-unused deletes them"
+    return [f"unused    {size} {does}"]
 
 
 def preparation_json(result: PreparationResult, site: str, page: Path, exit_code: int) -> dict[str, Any]:
@@ -48,6 +57,7 @@ def preparation_json(result: PreparationResult, site: str, page: Path, exit_code
             }
             for entry in result.entries
         ],
+        "unused_bytes": result.unused_bytes,
         "page": str(page),
         "findings": [asdict(finding) for finding in result.findings],
         "groups": [asdict(group) for group in group_findings(result.findings)],

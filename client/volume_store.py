@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,6 +169,15 @@ def remove_leftovers(store: Path) -> None:
     """Delete the temporary files of a run that was killed; nobody else may be writing to the store."""
     for temporary in (*store.glob(".*.tmp"), *(store / "volumes").glob(".*.tmp")):
         temporary.unlink(missing_ok=True)
+
+
+def unused_files(store: Path, used: Iterable[Path]) -> tuple[Path, ...]:
+    """Volumes that none of those in `used` is, with their checksums and sketches: of masks, recipes or cases
+    that are no longer."""
+    keys = {path.stem for path in used}
+    folder = store / "volumes"
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return tuple(path for path in files if path.name.partition(".")[0] not in keys)
 
 
 def _checksum_path(path: Path) -> Path:

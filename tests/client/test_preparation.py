@@ -188,6 +188,21 @@ def test_another_scan_or_mask_or_recipe_makes_another_volume(site: SiteConfig, t
     assert prepare_cohort(write_site(tmp_path, [16, 22, 26]), workers=1).n_new == 4
 
 
+def test_volumes_of_no_case_are_counted_and_deleted_when_asked_for(site: SiteConfig, tmp_path: Path) -> None:
+    assert prepare_cohort(site, workers=1).unused_bytes == 0
+    before = set(volumes(site))
+    write_cohort(tmp_path, line("c0"), line("c1"))
+    result = prepare_cohort(site, workers=1)
+    assert result.unused_bytes > 10_000
+    assert set(volumes(site)) == before
+    removed = prepare_cohort(site, workers=1, remove_unused=True)
+    assert (removed.unused_bytes, removed.n_new) == (result.unused_bytes, 0)
+    kept = {entry.path.stem for entry in removed.entries}
+    assert {path.name.partition(".")[0] for path in (site.store_folder / "volumes").iterdir()} == kept
+    assert load_prepared(site) == removed.entries
+    assert prepare_cohort(site, workers=1).unused_bytes == 0
+
+
 def test_a_damaged_volume_is_made_again(site: SiteConfig) -> None:
     path = prepare_cohort(site, workers=1).entries[2].path
     whole = path.read_bytes()
@@ -332,6 +347,7 @@ def start(site: SiteConfig, file_size_limit: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_loses_only_the_cases_in_work(site: SiteConfig, tmp_path: Path) -> None:
     names = [f"k{number}" for number in range(48)]
     for number, name in enumerate(names):
@@ -342,7 +358,7 @@ def test_a_run_killed_at_any_moment_loses_only_the_cases_in_work(site: SiteConfi
     shutil.rmtree(site.store_folder)
     chance = random.Random(0)
     kept: dict[str, tuple[bytes, int]] = {}
-    for done_at_least in (2, 8, 16):
+    for done_at_least in range(2, 42, 4):  # ten times
         run = start(site)
         assert run.stdout is not None
         while int(run.stdout.readline()) < done_at_least:
