@@ -290,7 +290,8 @@ def _why_slow(site: SiteInRun, run: RunStatus, now: float) -> str:
         return f"round {last} {site.rounds[last]}: {site.reasons.get(last, '')}"
     worked = now - run.round_began if run.round_began is not None else 0.0
     usual = max(site.usual_seconds or 0.0, run.round_seconds or 0.0)
-    if run.round in site.rounds and usual and worked > SLOW_FACTOR * usual:
+    is_at_it = site.rounds.get(run.round) in ("waiting", "working")
+    if is_at_it and usual and worked > SLOW_FACTOR * usual:
         return f"slow: {duration(worked)} in round {run.round}, which usually takes {duration(usual)}"
     return ""
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -49,10 +48,10 @@ def status_json(folder: Path, run: str | None = None) -> str:
     )
 
 
-def watch_status(folder: Path, run: str | None, is_over: Callable[[], bool] = lambda: False) -> None:
-    """Show the status in the terminal and keep it up to date until the user ends it."""
+def watch_status(folder: Path, run: str | None) -> None:
+    """Show the status in the terminal and keep it up to date until the user ends it (KeyboardInterrupt)."""
     with Live(screen=False, auto_refresh=False, console=Console()) as live:
-        while not is_over():
+        while True:
             live.update(status_view(centre_status(folder, run)), refresh=True)
             time.sleep(REFRESH_S)
 

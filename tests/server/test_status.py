@@ -110,6 +110,7 @@ def test_a_round_that_takes_much_longer_than_usual_is_named(running: Path) -> No
         line["time"] = "2026-01-01T00:00:00.000+00:00"
     ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert site(running, "east").late.startswith("slow: ")
+    assert site(running, "north").late == ""  # it has answered
 
 
 @pytest.mark.parametrize(
