@@ -10,6 +10,7 @@ from client.content_digests import ContentDigest, content_digest
 from client.findings import Finding, FindingError
 from client.images import read_ct
 from client.masks import MaskSource, case_masks, mask_source
+from client.segmentation_store import write_scan
 from client.site import SegmentationTable
 from client.volume_store import (
     StoredCase,
@@ -21,6 +22,7 @@ from client.volume_store import (
 )
 from dsan_model.cases import Label
 from dsan_model.preprocessing import Recipe, prepare_case
+from dsan_model.segmentation_grid import SegmentationRecipe
 
 DISK_FULL = "PREPARE-DISK-FULL"
 
@@ -34,7 +36,7 @@ class Job:
 
     case: CohortCase
     store: Path
-    recipe: Recipe
+    recipe: Recipe | SegmentationRecipe
     max_slice_thickness_mm: float
     known: dict[str, ContentDigest]
     segmentation: SegmentationTable
@@ -98,6 +100,8 @@ def failed(case: CohortCase, code: str, message: str) -> Outcome:
 def _make(job: Job, source: MaskSource, path: Path) -> StoredCase:
     ct, of_scan = read_ct(job.case.image, job.case.case_id, job.max_slice_thickness_mm)
     masks = case_masks(job.case, source, ct)
+    if isinstance(job.recipe, SegmentationRecipe):
+        return write_scan(path, ct, masks, job.recipe, source.names, (*of_scan, *masks.findings))
     prepared = prepare_case(ct, masks.lung, masks.infection, job.recipe)
     if not prepared.lung_DHW.any():
         message = f"nothing is left of {prepared.lung_volume_ml:.3g} ml of lung on the prepared grid"

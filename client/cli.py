@@ -37,6 +37,14 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class SegmentationPreset(StrEnum):
+    """Sizes of VB-Net."""
+
+    FULL = "full"
+    DEMO = "demo"
+    TINY = "tiny"
+
+
 class PrecisionName(StrEnum):
     """What the convolutions of a network are computed in."""
 
@@ -163,6 +171,9 @@ def check(config: Config = Path("site.toml"), as_json: AsJson = False) -> None:
 def prepare(
     config: Config = Path("site.toml"),
     workers: Workers = None,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="Whole scans, to train VB-Net, instead.")
+    ] = False,
     remove_unused: Annotated[
         bool, typer.Option("--remove-unused", help="Delete stored volumes that belong to no case any more.")
     ] = False,
@@ -177,20 +188,51 @@ def prepare(
     Example: dsan-client prepare --config hospital/site.toml --workers 8
     """
     with _coded_exit():
-        from client.preparation import prepare_cohort
-        from client.preparation_report import preparation_json, preparation_text
+        from client.preparation import prepare_cohort, segmentation_target
+        from client.preparation_report import preparation_json, preparation_text, segmentation_text
         from client.qc_page import write_qc_page
         from client.site import read_site
         from client.terminal import progress_shown
 
         site = read_site(config)
+        target = segmentation_target(site) if segmentation else None
         with progress_shown("preparing cases") as (progress,):
-            result = prepare_cohort(site, workers, progress, remove_unused)
-        page = write_qc_page(site, result)
+            result = prepare_cohort(site, workers, progress, remove_unused, target)
+        page = None if segmentation else write_qc_page(site, result)
         code = EXIT_BAD_DATA if result.n_left_out or not result.entries else 0
-        table = preparation_json(result, site.name, page, code)
-        _print(json.dumps(table, indent=1) if as_json else preparation_text(result, page, config))
+        if as_json:
+            _print(json.dumps(preparation_json(result, site.name, page, code), indent=1))
+        elif page is None:
+            _print(segmentation_text(result, config))
+        else:
+            _print(preparation_text(result, page, config))
         raise typer.Exit(code)
+
+
+@app.command("segment-train")
+def segment_train(
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("vbnet.safetensors"),
+    config: Config = Path("site.toml"),
+    preset: Annotated[SegmentationPreset, typer.Option(help="Size of network and patches.")] = (
+        SegmentationPreset.FULL
+    ),
+    rounds: Annotated[int | None, typer.Option(min=1, help="Epochs (default: the preset's).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides first weights, fold and draws.")] = 0,
+) -> None:
+    """Train VB-Net (lungs and infection) on this site's own scans; nothing leaves the site.
+
+    Needs `dsan-client prepare --segmentation`. A fifth of the patients validates each epoch; OUT has the best
+    epoch's weights, from the first epoch on. Exit code: 0 done, 65 there are too few cases or the loss
+    diverged, 70 nothing is prepared or OUT cannot be written, 78 bad configuration.
+
+    Example: dsan-client segment-train --config hospital/site.toml --out vbnet.safetensors
+    """
+    with _coded_exit():
+        from client.segment_train import train_here
+        from client.site import read_site
+        from client.terminal import say
+
+        _print(train_here(read_site(config), out, preset.value, rounds, seed, say))
 
 
 @app.command(name="import")

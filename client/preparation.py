@@ -25,7 +25,7 @@ from client.content_digests import ContentDigest, is_unchanged, read_known_diges
 from client.findings import Finding, FindingError
 from client.mask_names import MaskNames
 from client.masks import names_without_files
-from client.site import SiteConfig
+from client.site import SegmentationTable, SiteConfig
 from client.volume_store import (
     StoredCase,
     is_disk_full,
@@ -38,6 +38,7 @@ from client.volume_store import (
 from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Case, Label
 from dsan_model.preprocessing import Recipe
+from dsan_model.segmentation_grid import SegmentationRecipe
 
 INDEX_FORMAT = 2
 SPARE_DISK_BYTES = 16 << 20  # for the index and the file system itself
@@ -56,6 +57,25 @@ class Progress:
     total: int
     seconds: float
     eta_s: float | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a cohort is prepared for: where the volumes go, how they look, where their masks come from."""
+
+    store: Path
+    recipe: Recipe | SegmentationRecipe
+    segmentation: SegmentationTable
+
+
+def classification_target(site: SiteConfig) -> Target:
+    """Volumes that tell COVID-19 from CAP."""
+    return Target(site.store_folder, site.preprocessing_recipe, site.segmentation)
+
+
+def segmentation_target(site: SiteConfig) -> Target:
+    """Whole scans that train VB-Net; only given masks are good enough for that."""
+    return Target(site.store_folder / "segmentation", site.segmentation_recipe, SegmentationTable())
 
 
 @dataclass(frozen=True)
@@ -94,24 +114,26 @@ def prepare_cohort(
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     remove_unused: bool = False,
+    target: Target | None = None,
 ) -> PreparationResult:
     """Prepare every case of the site's cohort whose volume is not in its store yet.
 
+    `target` is that of a classification by default.
     `workers` overrides the site's own number (0: one for each core). `progress` is called in this process,
     once before the first case and then after each. `remove_unused` deletes volumes of no case, at the very
     end. Bad cases are left out, with findings. Raises FindingError
     if there is nothing to begin with (no such table, no disk space, another run at work) or no going on
     (the disk is full); what was done until then is kept.
     """
-    started = time.monotonic()
+    started, target = time.monotonic(), target or classification_target(site)
     cohort_digest = _cohort_digest(site)
     cases, of_table = read_cohort(site.manifest)
-    with _store_for_us_alone(site.store_folder):
-        known = read_known_digests(site.store_folder)
-        jobs = [_job(case, site, known) for case in cases]
+    with _store_for_us_alone(target.store):
+        known = read_known_digests(target.store)
+        jobs = [_job(case, site, target, known) for case in cases]
         outcomes = {job.case.case_id: outcome for job in jobs if (outcome := finished_before(job))}
         waiting = [job for job in jobs if job.case.case_id not in outcomes]
-        _check_disk(site.store_folder, len(waiting), site.preprocessing_recipe)
+        _check_disk(target.store, len(waiting), target.recipe)
         clock = _Clock(len(jobs), len(outcomes), progress, started)
         clock.tell(len(outcomes))
         try:
@@ -119,13 +141,13 @@ def prepare_cohort(
                 outcomes[outcome.case.case_id] = outcome
                 clock.tell(len(outcomes))
         finally:
-            _remember_digests(site.store_folder, outcomes.values())
+            _remember_digests(target.store, outcomes.values())
         in_order = [outcomes[case.case_id] for case in cases]
         entries = tuple(_entry(outcome.case, outcome.stored) for outcome in in_order if outcome.stored)
         findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
         findings += _same_scans(in_order)
-        _write_index(site, cohort_digest, entries, findings)
-        unused_bytes = _unused(site.store_folder, entries, remove_unused)
+        _write_index(target, cohort_digest, entries, findings)
+        unused_bytes = _unused(target.store, entries, remove_unused)
     n_new = sum(outcome.is_new for outcome in in_order)
     seconds = time.monotonic() - started
     n_listed = count_lines(site.manifest)
@@ -134,18 +156,19 @@ def prepare_cohort(
     )
 
 
-def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
-    """The usable cases of the last complete preparation, in the order of the table.
+def load_prepared(site: SiteConfig, target: Target | None = None) -> tuple[PreparedEntry, ...]:
+    """The usable cases of the last complete preparation for the target, in the order of the table.
 
     Raises FindingError when nothing was prepared, no case is usable, the table, the recipe or the
     segmentation has changed since, or a volume is missing.
     """
+    target = target or classification_target(site)
     try:
-        index = json.loads((site.store_folder / _INDEX).read_bytes())
-        entries = tuple(_entry_from(row, site.store_folder) for row in index["cases"])
+        index = json.loads((target.store / _INDEX).read_bytes())
+        entries = tuple(_entry_from(row, target.store) for row in index["cases"])
         is_same_cohort = index["cohort_digest"] == _cohort_digest(site)
-        is_same_recipe = index["recipe_digest"] == site.preprocessing_recipe.digest
-        are_same_masks = index["masks"] == str(names_without_files(site.segmentation))
+        is_same_recipe = index["recipe_digest"] == target.recipe.digest
+        are_same_masks = index["masks"] == str(names_without_files(target.segmentation))
     except FileNotFoundError:
         raise _not_ready("PREPARE-NOTHING", "this cohort was never prepared to its end") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -166,20 +189,20 @@ def load_prepared(site: SiteConfig) -> tuple[PreparedEntry, ...]:
     return entries
 
 
-def count_left_out(site: SiteConfig) -> dict[str, int]:
+def count_left_out(target: Target) -> dict[str, int]:
     """How many errors of each code the last preparation left cases out for; no case is named."""
-    index = json.loads((site.store_folder / _INDEX).read_bytes())
+    index = json.loads((target.store / _INDEX).read_bytes())
     return {str(code): int(n) for code, n in index.get("left_out", {}).items()}
 
 
 # ---- the work ----
 
 
-def _job(case: CohortCase, site: SiteConfig, known: dict[str, ContentDigest]) -> Job:
+def _job(case: CohortCase, site: SiteConfig, target: Target, known: dict[str, ContentDigest]) -> Job:
     files = [str(file) for file in (case.image, case.lung_mask, case.infection_mask) if file]
     unchanged = {file: known[file] for file in files if file in known and is_unchanged(known[file])}
     limit_mm = site.audit.max_slice_thickness_mm
-    return Job(case, site.store_folder, site.preprocessing_recipe, limit_mm, unchanged, site.segmentation)
+    return Job(case, target.store, target.recipe, limit_mm, unchanged, target.segmentation)
 
 
 def _worker_count(site: SiteConfig, workers: int | None) -> int:
@@ -258,7 +281,7 @@ def _store_for_us_alone(store: Path) -> Iterator[None]:
         raise FindingError(Finding(code, "error", str(store), message, _FIX_DISK)) from None
 
 
-def _check_disk(store: Path, n_cases: int, recipe: Recipe) -> None:
+def _check_disk(store: Path, n_cases: int, recipe: Recipe | SegmentationRecipe) -> None:
     needed = n_cases * volume_bytes(recipe) + SPARE_DISK_BYTES
     free = shutil.disk_usage(store).free
     if n_cases and free < needed:
@@ -291,17 +314,17 @@ def _cohort_digest(site: SiteConfig) -> str:
 
 
 def _write_index(
-    site: SiteConfig, cohort_digest: str, entries: tuple[PreparedEntry, ...], findings: list[Finding]
+    target: Target, cohort_digest: str, entries: tuple[PreparedEntry, ...], findings: list[Finding]
 ) -> None:
     index = {
         "format_version": INDEX_FORMAT,
         "cohort_digest": cohort_digest,
-        "recipe_digest": site.preprocessing_recipe.digest,
-        "masks": str(names_without_files(site.segmentation)),
+        "recipe_digest": target.recipe.digest,
+        "masks": str(names_without_files(target.segmentation)),
         "left_out": Counter(finding.code for finding in findings if finding.severity == "error"),
         "cases": [_row(entry) for entry in entries],
     }
-    write_atomically(site.store_folder / _INDEX, json.dumps(index, indent=1).encode())
+    write_atomically(target.store / _INDEX, json.dumps(index, indent=1).encode())
 
 
 def _entry(listed: CohortCase, stored: StoredCase) -> PreparedEntry:

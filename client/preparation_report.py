@@ -40,7 +40,9 @@ def _unused(result: PreparationResult) -> list[str]:
     return [f"unused    {size} {does}"]
 
 
-def preparation_json(result: PreparationResult, site: str, page: Path, exit_code: int) -> dict[str, Any]:
+def preparation_json(
+    result: PreparationResult, site: str, page: Path | None, exit_code: int
+) -> dict[str, Any]:
     """The same for programs; `exit_code` is that of the command."""
     return {
         "format_version": PREPARATION_FORMAT,
@@ -58,11 +60,26 @@ def preparation_json(result: PreparationResult, site: str, page: Path, exit_code
             for entry in result.entries
         ],
         "unused_bytes": result.unused_bytes,
-        "page": str(page),
+        "page": None if page is None else str(page),
         "findings": [asdict(finding) for finding in result.findings],
         "groups": [asdict(group) for group in group_findings(result.findings)],
         "seconds": round(result.seconds, 3),
     }
+
+
+def segmentation_text(result: PreparationResult, config: Path) -> str:
+    """The same of whole scans for training VB-Net."""
+    train = f"dsan-client segment-train --config {config}, or a study whose task is segmentation"
+    lines = [
+        f"prepared  {len(result.entries)} of {result.n_listed} whole scans ({result.n_new} now) "
+        f"in {duration_text(result.seconds)}",
+        f"left out  {result.n_left_out}",
+        "",
+        findings_text(result.findings),
+        "",
+        f"next: {train if result.entries else 'correct the errors above'}",
+    ]
+    return "\n".join(lines)
 
 
 def _next(result: PreparationResult, page: Path, config: Path) -> str:

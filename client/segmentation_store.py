@@ -5,111 +5,86 @@ store/segmentation/volumes/KEY.safetensors has `volume` (float16, D x H x W, -1 
 """
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import safe_open
 
-from client.findings import Finding
-from client.preparation import PreparedEntry
-from client.volume_store import write_atomically
-from dsan_model.cases import Case
+from client.findings import Finding, FindingError
+from client.mask_names import MaskNames
+from client.masks import CaseMasks
+from client.volume_store import StoredCase, Tensors, write_case_file
+from dsan_model.cases import infection_ratio
 from dsan_model.dice import STRUCTURES, Structure
 from dsan_model.patches import OUTSIDE, Patch, Place, Shape
+from dsan_model.segmentation_grid import SegmentationRecipe, mask_on_grid, upright_grid, windowed
 
-FORMAT = 1
 VOXELS_KEPT = 4096  # of each structure
-FOLDER = "segmentation"
 
 
-@dataclass(frozen=True)
-class GridCase:
-    """One case on the segmentation grid."""
+def write_scan(
+    path: Path,
+    ct: sitk.Image,
+    masks: CaseMasks,
+    recipe: SegmentationRecipe,
+    names: MaskNames,
+    findings: tuple[Finding, ...],
+) -> StoredCase:
+    """Bring a scan and its masks onto the grid and store them.
 
-    volume_DHW: npt.NDArray[np.float32]  # -1 to 1
-    mask_SDHW: npt.NDArray[np.bool_]
-    infection_ratio: float  # counted on the scan's own grid
-    findings: tuple[Finding, ...]  # warnings
-
-
-@dataclass(frozen=True)
-class StoredScan:
-    """What the header of a stored scan says."""
-
-    path: Path
-    infection_ratio: float
-    findings: tuple[Finding, ...]
-
-
-def write_scan(path: Path, case: GridCase) -> StoredScan:
-    """Store a case. Raises OSError, leaving nothing behind, if the disk is full."""
-    labels_DHW = sum(np.uint8(1 << s) * mask_DHW for s, mask_DHW in enumerate(case.mask_SDHW))
+    Raises FindingError IMAGE-LUNG-TINY if no lung is left there, OSError if the disk is full.
+    """
+    grid = upright_grid(ct, recipe.spacing_mm_xyz)
+    volume_DHW = windowed(grid)
+    mask_SDHW = np.stack([mask_on_grid(mask, grid) for mask in (masks.lung, masks.infection)])
+    lung_volume_ml = _volume_ml(masks.lung)
+    if not mask_SDHW[0].any():
+        message = f"nothing is left of {lung_volume_ml:.3g} ml of lung at {recipe.spacing_mm_xyz} mm"
+        fix = "Segment the lungs again, or leave the case out."
+        raise FindingError(Finding("IMAGE-LUNG-TINY", "error", "lung mask", message, fix))
+    labels_DHW = (
+        mask_SDHW.view(np.uint8) << np.arange(len(STRUCTURES), dtype=np.uint8)[:, None, None, None]
+    ).sum(0)
+    tensors: Tensors = {"volume": volume_DHW.astype(np.float16), "labels": labels_DHW.astype(np.uint8)}
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(path.stem.encode()).digest()[:8]))
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        "volume": case.volume_DHW.astype(np.float16),
-        "labels": np.asarray(labels_DHW, np.uint8),
-        **{
-            structure.value: _some_voxels(mask_DHW, generator)
-            for structure, mask_DHW in zip(STRUCTURES, case.mask_SDHW, strict=True)
-        },
+    for structure, mask_DHW in zip(STRUCTURES, mask_SDHW, strict=True):
+        tensors[structure.value] = _some_voxels(mask_DHW, generator)
+    figures = {
+        "infection_ratio": infection_ratio(_voxels(masks.infection), _voxels(masks.lung)),
+        "lung_volume_ml": lung_volume_ml,
+        "scale_factor": 1.0,
     }
-    header = {
-        "format": FORMAT,
-        "infection_ratio": case.infection_ratio,
-        "findings": [asdict(finding) for finding in case.findings],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, {"scan": json.dumps(header)}))
-    return StoredScan(path, case.infection_ratio, case.findings)
-
-
-def read_stored_scan(path: Path) -> StoredScan | None:
-    """The header of a stored scan; None if it is not there or not whole, and must be made again."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["scan"])
-        if header["format"] != FORMAT:
-            return None
-        findings = tuple(Finding(**finding) for finding in header["findings"])
-        return StoredScan(path, float(header["infection_ratio"]), findings)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None
+    return write_case_file(path, tensors, figures, recipe, names, findings)
 
 
 @dataclass(frozen=True)
 class StoredScans:
     """A site's stored scans by position; of a patch, only its part of the file is read."""
 
-    entries: tuple[PreparedEntry, ...]
-
-    @property
-    def cases(self) -> tuple[Case, ...]:
-        """The case of each position."""
-        return tuple(entry.case for entry in self.entries)
+    paths: tuple[Path, ...]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.paths)
 
     def shape(self, position: int) -> Shape:
         """Size of a scan, (D, H, W)."""
-        with safe_open(self.entries[position].path, framework="numpy") as file:
+        with safe_open(self.paths[position], framework="numpy") as file:
             depth, height, width = file.get_slice("volume").get_shape()
         return depth, height, width
 
     def voxels(self, position: int, structure: Structure) -> npt.NDArray[np.int64]:
         """(N, 3), z, y, x: some of the voxels of a structure; none if the scan has none."""
-        with safe_open(self.entries[position].path, framework="numpy") as file:
+        with safe_open(self.paths[position], framework="numpy") as file:
             return file.get_tensor(structure.value).astype(np.int64)  # type: ignore[no-any-return]
 
     def patch(self, place: Place, patch_DHW: Shape) -> Patch:
         """The patch at a place; beyond the scan it is OUTSIDE and without masks."""
         box = tuple(slice(start, start + side) for start, side in zip(place.corner, patch_DHW, strict=True))
-        volume_DHW, labels_DHW = _read(self.entries[place.case].path, box)
+        volume_DHW, labels_DHW = _read(self.paths[place.case], box)
         padded_DHW = np.full(patch_DHW, OUTSIDE, np.float16)
         padded_labels_DHW = np.zeros(patch_DHW, np.uint8)
         inside = tuple(slice(0, side) for side in volume_DHW.shape)
@@ -118,8 +93,17 @@ class StoredScans:
 
     def whole(self, position: int) -> Patch:
         """The whole scan."""
-        volume_DHW, labels_DHW = _read(self.entries[position].path, (slice(None),) * 3)
+        volume_DHW, labels_DHW = _read(self.paths[position], (slice(None),) * 3)
         return Patch(torch.from_numpy(volume_DHW), torch.from_numpy(_masks(labels_DHW)))
+
+
+def _voxels(mask: sitk.Image) -> npt.NDArray[np.bool_]:
+    voxels: npt.NDArray[np.bool_] = sitk.GetArrayViewFromImage(mask).view(np.bool_)
+    return voxels
+
+
+def _volume_ml(mask: sitk.Image) -> float:
+    return int(np.count_nonzero(_voxels(mask))) * float(np.prod(mask.GetSpacing())) / 1000
 
 
 def _some_voxels(mask_DHW: npt.NDArray[np.bool_], generator: np.random.Generator) -> npt.NDArray[np.int16]:

@@ -9,12 +9,14 @@ from pydantic import Field, ValidationError
 from client.findings import Finding, FindingError
 from dsan_model.configuration import Problem, Strict, load_toml, problems_of
 from dsan_model.preprocessing import Recipe
+from dsan_model.segmentation_grid import SegmentationRecipe
 
 SITE_FILE = "site.toml"
 KindName = Literal["describe", "round", "evaluate", "fit_ensemble", "explain"]
 ALL_KINDS: tuple[KindName, ...] = ("describe", "round", "evaluate", "fit_ensemble", "explain")
 
 Side = Annotated[int, Field(ge=8, le=1024)]
+Millimetres = Annotated[float, Field(ge=0.1, le=20)]
 
 
 class RecipeTable(Strict):
@@ -22,6 +24,9 @@ class RecipeTable(Strict):
 
     shape_dhw: Annotated[tuple[Side, Side, Side], Field(strict=False)] = (138, 256, 256)
     antialias: bool = False
+    segmentation_spacing_mm_xyz: Annotated[
+        tuple[Millimetres, Millimetres, Millimetres], Field(strict=False)
+    ] = SegmentationRecipe.spacing_mm_xyz
 
 
 class MachineTable(Strict):
@@ -104,6 +109,11 @@ class SiteConfig(Strict):
     def preprocessing_recipe(self) -> Recipe:
         """How this site prepares its volumes."""
         return Recipe(self.recipe.shape_dhw, self.recipe.antialias)
+
+    @property
+    def segmentation_recipe(self) -> SegmentationRecipe:
+        """How this site prepares whole scans for training VB-Net."""
+        return SegmentationRecipe(self.recipe.segmentation_spacing_mm_xyz)
 
     @property
     def work_folder(self) -> Path:

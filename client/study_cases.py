@@ -5,11 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from client.preparation import PreparedEntry, load_prepared
+from client.preparation import (
+    PreparedEntry,
+    Target,
+    classification_target,
+    load_prepared,
+    segmentation_target,
+)
 from client.site import SiteConfig
 from client.volume_store import load_masks, load_volume
 from dsan_model.cases import Case, Label, patient_folds
 from dsan_model.protocol import CaseSet, StudyTerms
+from dsan_model.segmentation_grid import SegmentationRecipe
 from dsan_model.training import Sample
 
 
@@ -62,8 +69,9 @@ class StudyCases:
 
 def study_cases(site: SiteConfig, terms: StudyTerms) -> StudyCases:
     """The site's prepared cases, split for the study's fold (IV-C); RefusedError if they do not fit it."""
-    entries = load_prepared(site)
-    _require_recipe(site, terms)
+    target = study_target(site, terms)
+    entries = load_prepared(site, target)
+    _require_recipe(target, terms)
     folds = patient_folds([entry.case for entry in entries], terms.folds, terms.seed)
     ordered = sorted(entries, key=lambda entry: entry.case.case_id)
     is_validation = [folds[entry.case.patient_id] == terms.fold for entry in ordered]
@@ -79,11 +87,23 @@ def _where(
     return tuple(entry for entry, flag in zip(entries, flags, strict=True) if flag is wanted)
 
 
-def _require_recipe(site: SiteConfig, terms: StudyTerms) -> None:
-    recipe = site.preprocessing_recipe
-    if recipe.digest != terms.recipe_digest:
+def study_target(site: SiteConfig, terms: StudyTerms) -> Target:
+    """What the site's cohort must have been prepared for."""
+    return classification_target(site) if terms.segmentation is None else segmentation_target(site)
+
+
+def _require_recipe(target: Target, terms: StudyTerms) -> None:
+    recipe = target.recipe
+    if recipe.digest == terms.recipe_digest:
+        return
+    if isinstance(recipe, SegmentationRecipe):
         raise RefusedError(
             "SITE-RECIPE",
-            f"volumes here are prepared to {recipe.shape_DHW} (antialias {recipe.antialias}), the study "
-            f"needs {terms.input_shape_dhw} with another recipe: set [recipe] in site.toml and prepare again",
+            f"scans here are prepared at {recipe.spacing_mm_xyz} mm, the study needs another spacing: set "
+            "segmentation_spacing_mm_xyz under [recipe] in site.toml and prepare again with --segmentation",
         )
+    raise RefusedError(
+        "SITE-RECIPE",
+        f"volumes here are prepared to {recipe.shape_DHW} (antialias {recipe.antialias}), the study "
+        f"needs {terms.input_shape_dhw} with another recipe: set [recipe] in site.toml and prepare again",
+    )

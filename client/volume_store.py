@@ -21,8 +21,12 @@ from safetensors.numpy import save
 from client.findings import Finding, FindingError
 from client.mask_names import MaskNames
 from dsan_model.preprocessing import PreparedCase, Recipe
+from dsan_model.segmentation_grid import SegmentationRecipe
+
+Tensors = dict[str, npt.NDArray[np.generic]]
 
 STORE_FORMAT = 2
+LARGE_CHEST_MM3 = 420.0 * 420 * 360  # that a scan covers
 _FIX_PREPARE = "Delete the file and run `dsan-client prepare` again."
 
 
@@ -40,7 +44,7 @@ class StoredCase:
     findings: tuple[Finding, ...]  # the warnings about the scan and its masks
 
 
-def volume_key(input_digests: tuple[str, ...], masks: MaskNames, recipe: Recipe) -> str:
+def volume_key(input_digests: tuple[str, ...], masks: MaskNames, recipe: Recipe | SegmentationRecipe) -> str:
     """Name (hex) of the volume made from these inputs: same content and same recipe, same name."""
     return hashlib.sha256(" ".join((*input_digests, str(masks), recipe.digest)).encode()).hexdigest()
 
@@ -50,8 +54,10 @@ def volume_path(store: Path, key: str) -> Path:
     return store / "volumes" / f"{key}.safetensors"
 
 
-def volume_bytes(recipe: Recipe) -> int:
-    """What one stored volume takes on disk, nearly: float16 and two bits a voxel."""
+def volume_bytes(recipe: Recipe | SegmentationRecipe) -> int:
+    """What one stored volume takes on disk, nearly: float16 and two bits a voxel, or three bytes."""
+    if isinstance(recipe, SegmentationRecipe):
+        return int(LARGE_CHEST_MM3 / np.prod(recipe.spacing_mm_xyz)) * 3
     return int(np.prod(recipe.shape_DHW)) * 9 // 4 + 4096
 
 
@@ -59,16 +65,31 @@ def write_volume(
     path: Path, prepared: PreparedCase, recipe: Recipe, masks: MaskNames, findings: tuple[Finding, ...]
 ) -> StoredCase:
     """Store a prepared case at `path`. Raises OSError, leaving nothing behind, if the disk is full."""
-    tensors: dict[str, npt.NDArray[np.generic]] = {
+    tensors: Tensors = {
         "volume": prepared.volume_DHW.astype(np.float16),
         "lung_bits": np.packbits(prepared.lung_DHW),
         "infection_bits": np.packbits(prepared.infection_DHW),
     }
-    header = {
-        "format": STORE_FORMAT,
+    figures = {
         "infection_ratio": prepared.infection_ratio,
         "lung_volume_ml": prepared.lung_volume_ml,
         "scale_factor": prepared.scale_factor,
+    }
+    return write_case_file(path, tensors, figures, recipe, masks, findings)
+
+
+def write_case_file(
+    path: Path,
+    tensors: Tensors,
+    figures: dict[str, float],
+    recipe: Recipe | SegmentationRecipe,
+    masks: MaskNames,
+    findings: tuple[Finding, ...],
+) -> StoredCase:
+    """Store tensors of a case, `volume` among them, with its figures. Raises OSError if the disk is full."""
+    header = {
+        "format": STORE_FORMAT,
+        **figures,
         "recipe_digest": recipe.digest,
         "masks": asdict(masks),
         "findings": [asdict(finding) for finding in findings],

@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import expit
+from torch import Tensor
 
-from client.branch_training import BranchTask
+from client.branch_training import BranchTask, TrainedBranch
 from client.finished_work import FinishedRound, FinishedWork, KeptState
 from client.panels import draw_panels
 from client.policy import require_enough, withheld
 from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
 from client.site_training import train_branch
-from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases
+from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases, study_target
+from client.vbnet_training import TrainedVBNet, VBNetTask, train_vbnet, vbnet_counts
 from client.volume_store import load_masks, load_volume
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup
+from dsan_model.dice import DiceCounts
 from dsan_model.ensemble import ensemble_counts, ensemble_score_counts
 from dsan_model.explain import AttentionScores, attention_of, attention_scores
 from dsan_model.golden_case import GoldenResult, golden_result
@@ -32,6 +35,7 @@ from dsan_model.network import AttentionResNet, initial_state
 from dsan_model.protocol import (
     AGES,
     AttentionSums,
+    BranchCounts,
     BranchTraining,
     Demographics,
     DescribeRequest,
@@ -59,7 +63,7 @@ from dsan_model.training import (
     predict,
     train_epoch,
 )
-from dsan_model.weights import change
+from dsan_model.weights import FlatWeights, change
 
 PHASES = ("idle", "describing", "validating", "training", "evaluating", "fitting", "explaining")
 Report = Callable[[str, int, int, Branch | None], None]  # phase, steps done, steps, branch
@@ -78,17 +82,18 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
     """Versions and counts; RefusedError or FindingError if the site cannot take part."""
     site.report("describing", 0, 1, None)
     cases = study_cases(site.config, request.terms)
+    target = study_target(site.config, request.terms)
     require_enough(site.config.policy, "cases", len(cases.all))
     kept = withheld(site.config.policy)
     return SiteDescription(
         site=site.config.name,
         versions=_versions(),
-        recipe_digest=site.config.preprocessing_recipe.digest,
+        recipe_digest=target.recipe.digest,
         training_groups=group_counts([case.size_group for case in cases.training.cases]),
         validation_groups=group_counts([case.size_group for case in cases.validation.cases]),
         demographics=tuple(_demographics(label, cases.all.entries, kept) for label in Label),
         ratio_histogram={label: _ratio_histogram(label, cases.all, kept) for label in Label},
-        left_out=count_left_out(site.config),
+        left_out=count_left_out(target),
         withheld=kept,
         golden_case=_golden_result(site.machine.device),
         seconds_per_case=_seconds_per_case(site, request.terms) if request.measures_speed else None,
@@ -137,15 +142,20 @@ def evaluate(site: Site, request: EvaluateRequest) -> EvaluateReply:
     started = time.monotonic()
     samples = study_cases(site.config, request.terms).of(request.cases)
     require_enough(site.config.policy, f"{request.cases} cases", len(samples))
-    logits = _logits(site, request.terms, request.weights, samples, "evaluating")
     dual_sampling = None
-    if request.ensemble is not None:
-        p_us, p_ss = expit(logits[Branch.US]), expit(logits[Branch.SS])
-        dual_sampling = ensemble_score_counts(p_us, p_ss, samples.cases, request.ensemble)
+    branches: dict[Branch, BranchCounts] = {}
+    if Branch.VBNET in request.weights:
+        branches = {Branch.VBNET: _dice(site, request, samples, "evaluating")}
+    else:
+        logits = _logits(site, request.terms, request.weights, samples, "evaluating")
+        branches = {branch: score_counts(values, samples.cases) for branch, values in logits.items()}
+        if request.ensemble is not None:
+            p_us, p_ss = expit(logits[Branch.US]), expit(logits[Branch.SS])
+            dual_sampling = ensemble_score_counts(p_us, p_ss, samples.cases, request.ensemble)
     return EvaluateReply(
         site=site.config.name,
         seconds=time.monotonic() - started,
-        branches={branch: score_counts(values, samples.cases) for branch, values in logits.items()},
+        branches=branches,
         dual_sampling=dual_sampling,
         infection_ratio=_ratio_counts(samples),
     )
@@ -191,12 +201,18 @@ def _round_of_branch(
     work = FinishedWork(site.config.work_folder, _work_digest(request), branch)
     finished = work.find(request.round, incoming)
     if finished is None:
-        validation = _logits(site, request.terms, {branch: incoming}, cases.validation, "validating")
-        counts = score_counts(validation[branch], cases.validation.cases)
+        counts = _validated(site, request, branch, cases.validation)
         training, update = _train(site, request, branch, cases.training, work)
         finished = FinishedRound(training, counts, update)
         work.keep(request.round, incoming, finished, request.goes_on_from)
     return finished
+
+
+def _validated(site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples) -> BranchCounts:
+    if branch is Branch.VBNET:
+        return _dice(site, request, samples, "validating")
+    incoming: dict[Branch, PackedWeights] = {branch: request.weights[branch]}
+    return score_counts(_logits(site, request.terms, incoming, samples, "validating")[branch], samples.cases)
 
 
 def _train(
@@ -204,15 +220,45 @@ def _train(
 ) -> tuple[BranchTraining, PackedWeights]:
     """Train a branch; what its update loses to rounding is kept here for the next round."""
     incoming = request.weights[branch].unpack()
-    task = BranchTask(
-        request.terms, site.config.name, branch, request.round, request.group_probabilities, incoming
-    )
     kept = work.state_after(request.goes_on_from)
-    trained = train_branch(task, samples, kept.optimiser, site.machine, partial(_report, site, branch))
+    trained = _trained(site, request, branch, samples, incoming, kept.optimiser)
     update = change(trained.weights, incoming)
     packed, left_over = pack_with_carry(update, request.terms.precision, kept.carry)
     work.keep_state(request.round, KeptState(trained.optimiser, left_over))
     return trained.training, packed
+
+
+def _trained(
+    site: Site,
+    request: RoundRequest,
+    branch: Branch,
+    samples: CaseSamples,
+    incoming: FlatWeights,
+    optimiser: dict[str, Tensor],
+) -> TrainedBranch | TrainedVBNet:
+    terms, name, report = request.terms, site.config.name, partial(_report, site, branch)
+    if terms.segmentation is not None:
+        of_site = VBNetTask(terms.segmentation, terms.training, terms.seed, name, request.round, incoming)
+        return train_vbnet(of_site, samples.entries, optimiser, site.machine, report)
+    task = BranchTask(terms, name, branch, request.round, request.group_probabilities, incoming)
+    return train_branch(task, samples, optimiser, site.machine, report)
+
+
+def _dice(
+    site: Site, request: RoundRequest | EvaluateRequest, samples: CaseSamples, phase: str
+) -> DiceCounts:
+    """How the request's VB-Net does on whole scans."""
+    segmentation = request.terms.segmentation
+    if segmentation is None:
+        raise RefusedError("SITE-TASK", "weights of VB-Net came in a study that is no segmentation")
+    weights = request.weights[Branch.VBNET].unpack()
+    return vbnet_counts(
+        segmentation,
+        weights,
+        samples.entries,
+        site.machine,
+        lambda done, of: site.report(phase, done, of, Branch.VBNET),
+    )
 
 
 def _report(site: Site, branch: Branch, done: int, steps: int) -> None:

@@ -15,7 +15,13 @@ from torch import Tensor
 from dsan_model.dice import Structure
 from dsan_model.preprocessing import PAPER_SPACING_MM_XYZ
 from dsan_model.sliding_window import sliding_window
-from dsan_model.training import Machine, Progress, TrainingConfig, set_norm_momentum
+from dsan_model.training import (
+    Machine,
+    Progress,
+    TrainingConfig,
+    add_proximal_gradient,
+    set_norm_momentum,
+)
 from dsan_model.vbnet import VBNet, VBNetConfig, dice_loss
 
 OUTSIDE = -1.0  # what lies beyond a scan: the lower end of the window
@@ -52,16 +58,16 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-3, decay_every_epochs=20, batch_size=4),
     ),
     "demo": SegmentationPreset(
-        rounds=8,
+        rounds=10,
         segmentation=SegmentationConfig(
-            (4.0, 4.0, 4.0), (64, 64, 64), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2), 0)
+            (4.0, 4.0, 8.0), (24, 48, 48), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2))
         ),
-        training=TrainingConfig(learning_rate=1e-2, decay_every_epochs=6, batch_size=4),
+        training=TrainingConfig(learning_rate=1e-2, decay_every_epochs=7, batch_size=2),
     ),
     "tiny": SegmentationPreset(
         rounds=2,
         segmentation=SegmentationConfig(
-            (8.0, 8.0, 8.0), (24, 32, 32), patches_per_case=1, network=VBNetConfig(4, (1, 1), 0)
+            (6.0, 6.0, 12.0), (16, 32, 32), patches_per_case=1, network=VBNetConfig(4, (1, 1))
         ),
         training=TrainingConfig(learning_rate=1e-2, batch_size=4),
     ),
@@ -135,8 +141,10 @@ def train_patches(
     batches: Iterator[tuple[Tensor, Tensor]],
     machine: Machine,
     progress: Progress = lambda done: None,
+    proximal: Sequence[Tensor] | None = None,
+    proximal_mu: float = 0.0,
 ) -> PatchEpoch:
-    """One pass over the batches, minimising the Dice loss."""
+    """One pass over the batches, minimising the Dice loss; with `proximal`, incoming parameters, FedProx."""
     network.train()
     losses: list[Tensor] = []
     sizes: list[int] = []
@@ -145,6 +153,8 @@ def train_patches(
         loss = dice_loss(_logits(network, volume_B1DHW, machine), mask_BSDHW)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch's
+        if proximal is not None:
+            add_proximal_gradient(network, proximal, proximal_mu)
         optimiser.step()
         losses.append(loss.detach())
         sizes.append(len(volume_B1DHW))

@@ -4,7 +4,12 @@ from typing import Any
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Table II of results.json as text, with what the infection ratio alone reaches below each set."""
+    """Table II of results.json as text, with what the infection ratio alone reaches below each set.
+
+    Of a segmentation study, Dice.
+    """
+    if "dice" in results:
+        return _dice_table(results["dice"])
     lines = [f"{'set':<11} {'model':<24} {'COVID/CAP':>10} {'AUC':>6}  {'95 % CI':<13} {'acc':>6} {'F1':>6}"]
     control = results["controls"]["auc_infection_ratio"]
     for case_set in ("validation", "held-out"):
@@ -17,6 +22,18 @@ def results_table(results: dict[str, Any]) -> str:
                 f"{_figure(row['accuracy'])} {_figure(row['f1'])}"
             )
         lines.append(f"{case_set:<11} {'infection ratio alone':<24} {'':>10} {_figure(control[case_set])}")
+    return "\n".join(lines)
+
+
+def _dice_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{'set':<11} {'structure':<11} {'ratio':<12} {'cases':>5} {'mean Dice':>9} {'of all voxels':>13}"
+    ]
+    for row in rows:
+        if row["site"] == "all":
+            figures = f"{_figure(row['dice']):>9} {_figure(row['pooled_dice']):>13}"
+            where = f"{row['set']:<11} {row['structure']:<11} {row['group']:<12}"
+            lines.append(f"{where} {row['cases']:>5} {figures}")
     return "\n".join(lines)
 
 

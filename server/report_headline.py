@@ -109,7 +109,11 @@ def facts(results: Results) -> tuple[tuple[str, str], ...]:
         facts.append(("Input (D × H × W)", " × ".join(str(n) for n in study.input_shape_dhw)))
     facts.append(("Sites", f"{len(training)} training, {len(held_out)} held-out"))
     facts.append(("Cases", count_text(n_cases)))
-    facts.append(("Positive class", study.positive))
+    if study.task == "classification":
+        facts.append(("Positive class", study.positive))
+    if study.spacing_mm_xyz is not None and study.patch_dhw is not None:
+        facts.append(("Spacing (x × y × z)", " × ".join(f"{mm:g}" for mm in study.spacing_mm_xyz) + " mm"))
+        facts.append(("Patch (D × H × W)", " × ".join(str(n) for n in study.patch_dhw)))
     return tuple(facts)
 
 

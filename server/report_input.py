@@ -44,6 +44,9 @@ class Study(_Part):
     preset: str
     input_shape_dhw: tuple[int, int, int] | None = None
     positive: str = "COVID-19"
+    task: Literal["classification", "segmentation"] = "classification"
+    spacing_mm_xyz: tuple[float, float, float] | None = None  # of a segmentation
+    patch_dhw: tuple[int, int, int] | None = None
     synthetic: bool | None = None
 
 
@@ -220,6 +223,28 @@ class CurvePoint(_Part):
     learning_rate: Score = None
 
 
+class DiceRow(_Part):
+    """VB-Net on one structure of one set: all sites together by ratio group, or one site."""
+
+    set: EvaluatedSet
+    site: str
+    structure: Literal["lungs", "infection"]
+    group: str
+    cases: int
+    dice: Score = None
+    pooled_dice: Score = None
+
+
+class SegmentationPoint(_Part):
+    """One round of VB-Net: mean loss of training, and the mean Dice on the validation cases after it."""
+
+    round: int
+    dice_loss: Score = None
+    validation_dice_lungs: Score = None
+    validation_dice_infection: Score = None
+    learning_rate: Score = None
+
+
 class RocCurve(_Part):
     """One curve of Fig. 4."""
 
@@ -350,6 +375,8 @@ class Results(_Part):
     shrunk: tuple[Shrunk, ...] | None = None  # differences from the paper; an empty list says: none
     table1: tuple[CohortRow, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
+    dice: tuple[DiceRow, ...] = ()
+    segmentation_curves: tuple[SegmentationPoint, ...] = ()
     roc: tuple[RocCurve, ...] = ()
     ratio_histogram: RatioHistogram | None = None
     sampling: tuple[GroupDraws, ...] = ()

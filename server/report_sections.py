@@ -51,6 +51,7 @@ from server.report_tables import (
     timing_table,
     traffic_table,
 )
+from server.segmentation_report import dice_section, rounds_section
 
 ROUNDS_PER_MATRIX = (
     24  # more columns than this do not fit the width of the page: a longer study gets blocks of equal width
@@ -61,6 +62,17 @@ MARK_SIGN = {"accepted": "✓", "rejected": "R", "missing": "M", "unrecorded": "
 
 def sections(run: RunFolder) -> tuple[Section, ...]:
     """Every section of the page."""
+    if run.results.study.task == "segmentation":
+        return (
+            dice_section(run),
+            _shrunk(run),
+            rounds_section(run),
+            _ratios(run),
+            _cohorts(run),
+            _sites(run),
+            _participation(run),
+            _time(run),
+        )
     return (
         _headline(run),
         *parts_section(run.results.plan),
@@ -294,7 +306,7 @@ def _sites(run: RunFolder) -> Section:
     if results.per_site:
         text = "Training sites are evaluated on their validation cases, held-out sites on all cases."
         blocks.append(Note(text, "small"))
-    else:
+    elif results.study.task == "classification":
         blocks.append(Note(_why_no(run, "per_site"), "small"))
     blocks += [_left_out_cases(site) for site in results.sites if site.left_out]
     blocks += [

@@ -88,11 +88,7 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         "ensemble": _ensemble(outcome.ensemble),
         **score_tables(outcome.scores),
         "attention": attention_rows(outcome.explained.attention),
-        "timing": {
-            "total_s": total_s + sum(record.seconds for record in outcome.state.earlier_sessions),
-            "site_training_s": sum(_training_seconds(record) for record in outcome.state.history),
-            "rounds": round_times(outcome.state),
-        },
+        "timing": timing(outcome.state, total_s),
         "traffic": traffic(outcome.state, exchange),
         "shrunk": [difference._asdict() for difference in differences_from_paper(outcome.study)],
         "table1": table1(outcome.enrolled),
@@ -292,8 +288,17 @@ def _training_seconds(record: RoundRecord) -> float:
     return sum(branch.seconds for site in record.training.values() for branch in site.values())
 
 
-def round_times(state: RunState) -> list[Row]:
-    """Seconds of every round and branch: of the slowest site's training, and of all the rest."""
+def timing(state: RunState, total_s: float) -> Row:
+    """What took the time: the sites' training, and every round and branch."""
+    training_s = sum(_training_seconds(record) for record in state.history)
+    return {
+        "total_s": total_s + sum(record.seconds for record in state.earlier_sessions),
+        "site_training_s": training_s,
+        "rounds": _round_times(state),
+    }
+
+
+def _round_times(state: RunState) -> list[Row]:
     rows = []
     for record in state.history:
         slowest_site = max(sum(t.seconds for t in site.values()) for site in record.training.values())

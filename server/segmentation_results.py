@@ -18,9 +18,9 @@ from server.results import (
     case_weighted_mean,
     failure_rows,
     ratio_histogram,
-    round_times,
     site_rows,
     table1,
+    timing,
     traffic,
 )
 from server.rounds import Selection, validation_counts
@@ -69,10 +69,7 @@ def segmentation_results(
             Branch.VBNET.value: {"round": selection.round, "validation_dice": selection.validation_score}
         },
         "dice": _dice_rows(outcome),
-        "timing": {
-            "total_s": total_s + sum(record.seconds for record in state.earlier_sessions),
-            "rounds": round_times(state),
-        },
+        "timing": timing(state, total_s),
         "traffic": traffic(state, exchange),
         "shrunk": [difference._asdict() for difference in differences_from_paper(study)],
         "table1": table1(outcome.enrolled),

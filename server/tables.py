@@ -10,9 +10,11 @@ from server.report_input import (
     ClassCounts,
     CohortRow,
     CurvePoint,
+    DiceRow,
     Interval,
     ModelScores,
     RunFolder,
+    SegmentationPoint,
 )
 
 Value = str | int | float | None
@@ -28,6 +30,7 @@ CURVE_COLUMNS = (
     *("round", "branch", "classification_loss", "attention_loss"),
     *("validation_auc", "validation_auc_error_bound", "learning_rate"),
 )
+DICE_COLUMNS, ROUND_COLUMNS = tuple(DiceRow.model_fields), tuple(SegmentationPoint.model_fields)
 LEDGER_COLUMNS = (
     *("round", "site", "branch", "status", "cases", "steps", "seconds", "bytes", "digest"),
     *("code", "message"),
@@ -54,6 +57,8 @@ def csv_tables(run: RunFolder) -> dict[str, str | None]:
         "table3": _csv(("group", *SCORE_COLUMNS), ((r.group, *_score_values(r)) for r in results.table3)),
         "per_site": _csv(("site", *SCORE_COLUMNS), ((r.site, *_score_values(r)) for r in results.per_site)),
         "curves": _csv(CURVE_COLUMNS, map(_curve_values, results.curves)),
+        "dice": _csv(DICE_COLUMNS, map(_values, results.dice)),
+        "segmentation_curves": _csv(ROUND_COLUMNS, map(_values, results.segmentation_curves)),
         "participation": _csv(LEDGER_COLUMNS, map(_ledger_values, run.ledger)),
     }
 
@@ -92,6 +97,10 @@ def _curve_values(point: CurvePoint) -> tuple[Value, ...]:
     losses = (point.classification_loss, point.attention_loss)
     validation = (point.validation_auc, point.validation_auc_error_bound)
     return (point.round, point.branch, *losses, *validation, point.learning_rate)
+
+
+def _values(row: DiceRow | SegmentationPoint) -> tuple[Value, ...]:
+    return tuple(row.model_dump().values())
 
 
 def _ledger_values(entry: LedgerEntry) -> tuple[Value, ...]:

@@ -62,13 +62,26 @@ class HeldOutMix(StrEnum):
     CAP_ONLY = "cap-only"
 
 
+class Task(StrEnum):
+    """What the networks of a study learn."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+
+
 Out = Annotated[Path | None, typer.Option(help="Run folder; the same folder again resumes the study.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides the hospitals, the folds and every draw.")]
+
+
+_SUFFIX = {Task.CLASSIFICATION: "", Task.SEGMENTATION: "-segmentation"}  # of a run folder's name
 
 
 @app.command()
 def run(
     preset: Annotated[Preset, typer.Option(help="demo: two CPU cores; full: the paper.")] = Preset.DEMO,
+    task: Annotated[
+        Task, typer.Option(help="segmentation: VB-Net, lungs and infection.")
+    ] = Task.CLASSIFICATION,
     sites: Annotated[int, typer.Option(min=2, help="Number of hospitals to write.")] = 8,
     cases: Annotated[int | None, typer.Option(min=4, help="Scans of a hospital, on average.")] = None,
     held_out: Annotated[str, typer.Option(help="Held-out hospitals, by comma (default: the last).")] = "",
@@ -95,6 +108,7 @@ def run(
 
     options = RunOptions(
         preset=preset.value,
+        task=task.value,
         n_sites=sites,
         cases=cases,
         held_out=tuple(name.strip() for name in held_out.split(",") if name.strip()),
@@ -105,7 +119,7 @@ def run(
         baseline=baseline,
         quorum=quorum,
         hospitals=hospitals,
-        out=out or Path("runs") / f"{preset.value}-seed{seed}",
+        out=out or Path("runs") / f"{preset.value}{_SUFFIX[task]}-seed{seed}",
         workers=workers or os.cpu_count() or 1,
         plan=plan.value,
         start=start,

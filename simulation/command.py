@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from client.findings import FindingError
 from dsan_model.configuration import ConfigurationError, parse_configuration
+from dsan_model.patches import PRESETS as SEGMENTATION_PRESETS
+from dsan_model.segmentation_grid import SegmentationRecipe
 from server.differences import differences_from_paper
 from server.headline import results_table
 from server.refusals import RefusedError
@@ -23,7 +25,7 @@ from server.report_input import ReportError
 from server.rounds import StudyPausedError
 from server.run_folder import StudyMismatchError, write_study
 from server.start_package import read_start_package
-from server.study import PRESETS, STUDY_NAME, StudyConfig
+from server.study import PRESETS, STUDY_NAME, StudyConfig, segmentation_table
 from simulation.deployment_engine import DeploymentError
 from simulation.engines import Engine
 from simulation.federated_study import (
@@ -43,7 +45,10 @@ from simulation.real_hospitals import write_real_hospitals
 DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION, INTERRUPTED = 0, 65, 69, 70, 78, 130
 
 NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
-CASES_A_SITE = {"demo": 108, "tiny": 10, "full": 60}
+CASES_A_SITE = {
+    "classification": {"demo": 108, "tiny": 10, "full": 60},
+    "segmentation": {"demo": 24, "tiny": 6, "full": 60},
+}
 
 log = logging.getLogger("dsan.simulation")
 
@@ -53,6 +58,7 @@ class RunOptions:
     """The options of `dsan-simulate run`."""
 
     preset: str
+    task: str
     n_sites: int
     cases: int | None
     held_out: tuple[str, ...]
@@ -166,7 +172,7 @@ def federation_command(options: FederationOptions) -> int:
     hospitals = HospitalOptions(
         out=options.out / "hospitals",
         n_sites=options.n_sites,
-        cases=options.cases or CASES_A_SITE[options.preset],
+        cases=options.cases or CASES_A_SITE["classification"][options.preset],
         shape_DHW=NATIVE_SHAPE_DHW[options.preset],
         file_format=None,
         held_out_mix="mixed",
@@ -236,7 +242,7 @@ def _hospitals(options: RunOptions, run_folder: Path) -> Hospitals:
     written = HospitalOptions(
         out=run_folder / "hospitals",
         n_sites=options.n_sites,
-        cases=options.cases or CASES_A_SITE[options.preset],
+        cases=options.cases or CASES_A_SITE[options.task][options.preset],
         shape_DHW=NATIVE_SHAPE_DHW[options.preset],
         file_format=None,
         held_out_mix=options.held_out_mix,
@@ -269,13 +275,24 @@ def _write_hospitals(options: HospitalOptions, study: StudyConfig) -> tuple[Path
             log.info("hospitals: %d of %d scans written", done, total)
 
     return write_hospitals(
-        options.out, plans, options.shape_DHW, options.seed, study.recipe, options.workers, tell
+        options.out,
+        plans,
+        options.shape_DHW,
+        options.seed,
+        study.recipe,
+        options.workers,
+        tell,
+        _segmentation_recipe(options.preset),
     )
 
 
 def _study(preset: str, name: str, seed: int, **settings: Any) -> StudyConfig:
     table: dict[str, Any] = {"name": name, "seed": seed, "preset": preset, **PRESETS[preset], **settings}
     return parse_configuration(table, StudyConfig, "the command line")
+
+
+def _segmentation_recipe(preset: str) -> SegmentationRecipe:
+    return SegmentationRecipe(SEGMENTATION_PRESETS[preset].segmentation.spacing_mm_xyz)
 
 
 def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
@@ -303,6 +320,8 @@ def _named_study(options: RunOptions, names: tuple[str, ...]) -> StudyConfig:
         settings["sites"] = {"held_out": list(held_out)}
     if options.rounds is not None:
         settings["rounds"] = options.rounds
+    if options.task == "segmentation":
+        settings = segmentation_table(options.preset) | settings
     return _study(options.preset, options.out.name, options.seed, **settings)
 
 

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from client.findings import Finding, FindingError
-from client.preparation import Progress, prepare_cohort
+from client.preparation import (
+    Progress,
+    Target,
+    classification_target,
+    prepare_cohort,
+    segmentation_target,
+)
 from client.site import SiteConfig, read_site
 from dsan_daemon.files import write_atomically
+from dsan_model.segmentation_grid import SegmentationRecipe
 from server.app import ESTIMATE
 from server.estimate import Estimate, estimate_text
 from server.ledger import read_ledger
@@ -99,9 +106,10 @@ def prepare_hospitals(hospitals: Hospitals, study: StudyConfig, workers: int) ->
     findings: dict[str, tuple[Finding, ...]] = {}
     for name, path in hospitals.sites.items():
         config = read_site(path)
-        _require_recipe(config, study, path)
+        target = _target(config, study)
+        _require_recipe(config, target, study, path)
         try:
-            result = prepare_cohort(config, workers, _progress_line(name))
+            result = prepare_cohort(config, workers, _progress_line(name), target=target)
             findings[name] = result.findings
             _tell_findings(name, result.findings, path)
         except FindingError as error:
@@ -190,8 +198,18 @@ def _add_timing(
     return results
 
 
-def _require_recipe(config: SiteConfig, study: StudyConfig, path: Path) -> None:
-    if config.preprocessing_recipe.digest != study.recipe.digest:
+def _target(config: SiteConfig, study: StudyConfig) -> Target:
+    return segmentation_target(config) if study.task == "segmentation" else classification_target(config)
+
+
+def _require_recipe(config: SiteConfig, target: Target, study: StudyConfig, path: Path) -> None:
+    if isinstance(target.recipe, SegmentationRecipe):
+        if target.recipe != study.segmentation_recipe:
+            raise StudyMismatchError(
+                f"{path}: [recipe] segmentation_spacing_mm_xyz is {target.recipe.spacing_mm_xyz}, the study "
+                f"needs {study.segmentation.spacing_mm_xyz}: change one of the two"
+            )
+    elif target.recipe != study.recipe:
         raise StudyMismatchError(
             f"{path}: [recipe] gives volumes of {config.recipe.shape_dhw} (antialias "
             f"{config.recipe.antialias}), the study needs {study.input.shape_dhw} (antialias "

@@ -26,10 +26,12 @@ from client.volume_store import write_atomically
 from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Label
 from dsan_model.preprocessing import Recipe
+from dsan_model.segmentation_grid import SegmentationRecipe
 from simulation.phantoms import PhantomPlan, infection_ratio_at, phantom
 from simulation.scanners import SCANNERS, Scanner
 
 FileFormat = Literal["nifti", "dicom"]
+Recipes = tuple[Recipe, SegmentationRecipe]
 
 RESCALE_INTERCEPT_HU = -1024
 PLAN_MARKER = ".plan"  # in the folder of every hospital that was written by program
@@ -156,17 +158,20 @@ def write_hospitals(
     recipe: Recipe,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    segmentation: SegmentationRecipe | None = None,
 ) -> tuple[Path, ...]:
     """Write each hospital to a folder of its name in `out`; the paths of their site.toml.
 
-    `shape_DHW` is the grid of the scans before orientation, `recipe` what site.toml asks for. `progress` is
-    called with the scans written and their total. What an interrupted call has written is kept. A folder
-    that was written from another plan, grid, seed or recipe is not touched: FileExistsError.
+    `shape_DHW` is the grid of the scans before orientation; `recipe` and `segmentation` (that of IV-B) are
+    what site.toml asks for. `progress` is called with the scans written and their total. What a killed call
+    has written is kept. A folder that was written from another plan, grid, seed or recipe is not
+    touched: FileExistsError.
     HospitalsError if a process that writes dies.
     """
+    recipes = (recipe, segmentation or SegmentationRecipe())
     cohorts = {out / plan.name: tuple(draw_cases(out / plan.name, plan, shape_DHW, seed)) for plan in plans}
     for folder, cases in cohorts.items():
-        _claim(folder, cases, recipe)
+        _claim(folder, cases, recipes)
     waiting = [case for cases in cohorts.values() for case in cases if not _is_written(case)]
     total = sum(map(len, cohorts.values()))
     done = total - len(waiting)
@@ -179,7 +184,7 @@ def write_hospitals(
         done += 1
         if progress is not None:
             progress(done, total)
-    return tuple(_finish(folder, cases, recipe) for folder, cases in cohorts.items())
+    return tuple(_finish(folder, cases, recipes) for folder, cases in cohorts.items())
 
 
 def write_case(case: SyntheticCase) -> None:
@@ -302,10 +307,11 @@ def _draw_ratios(n: int, label: Label, rng: np.random.Generator) -> list[float]:
 # ---- a hospital's folder ---------------------------------------------------------------------------------
 
 
-def _claim(folder: Path, cases: Sequence[SyntheticCase], recipe: Recipe) -> None:
+def _claim(folder: Path, cases: Sequence[SyntheticCase], recipes: Recipes) -> None:
     """Make the folder, or take up the work of a call with the same arguments; FileExistsError otherwise."""
     marker = folder / PLAN_MARKER
-    content = repr([replace(case, hospital=Path()) for case in cases]) + recipe.digest
+    content = repr([replace(case, hospital=Path()) for case in cases])
+    content += "".join(recipe.digest for recipe in recipes)
     digest = hashlib.sha256(content.encode()).hexdigest()
     is_taken = folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
     if (is_taken or marker.is_file()) and not (marker.is_file() and marker.read_text() == digest):
@@ -323,17 +329,18 @@ def _is_written(case: SyntheticCase) -> bool:
     return all((case.hospital / path).exists() for path in (case.image, case.lung_mask, case.infection_mask))
 
 
-def _finish(folder: Path, cases: Sequence[SyntheticCase], recipe: Recipe) -> Path:
+def _finish(folder: Path, cases: Sequence[SyntheticCase], recipes: Recipes) -> Path:
     """Write site.toml, then cohort.csv: who finds it, finds the whole hospital."""
     site, manifest = folder / "site.toml", folder / "cohort.csv"
     if not manifest.exists():
         thickness_mm = max((case.plan.slice_thickness_mm for case in cases), default=0.0)
-        write_atomically(site, _site_toml(folder.name, recipe, thickness_mm).encode())
+        write_atomically(site, _site_toml(folder.name, recipes, thickness_mm).encode())
         write_atomically(manifest, _cohort_csv(cases).encode())
     return site
 
 
-def _site_toml(name: str, recipe: Recipe, thickness_mm: float) -> str:
+def _site_toml(name: str, recipes: Recipes, thickness_mm: float) -> str:
+    recipe, segmentation = recipes
     lines = [
         f'name = "{name}"',
         'cohort = "cohort.csv"',
@@ -342,6 +349,7 @@ def _site_toml(name: str, recipe: Recipe, thickness_mm: float) -> str:
         "[recipe]",
         f"shape_dhw = {list(recipe.shape_DHW)}",
         f"antialias = {str(recipe.antialias).lower()}",
+        f"segmentation_spacing_mm_xyz = {list(segmentation.spacing_mm_xyz)}",
     ]
     if thickness_mm > MAX_SLICE_THICKNESS_MM:
         lines += ["", "[audit]", f"max_slice_thickness_mm = {np.ceil(10 * thickness_mm) / 10:.1f}"]
