@@ -23,7 +23,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from client.clientapp_program import read_record
+from client.clientapp_program import is_clientapp_alive, read_record
 from client.daemon_status import read_status
 from dsan_daemon.processes import started_at
 from server.run_folder import study_toml
@@ -31,6 +31,7 @@ from server.study import read_study
 from simulation.federation import Federation, found_on_free_ports, require_done, wait_until_ready
 
 TARGETS = ("daemon", "supernode", "superexec", "clientapp")
+FOR_A_CLIENTAPP_S = 30.0  # there is one for some seconds of each message
 SITE, HELD_OUT = "hospital-1", "hospital-2"
 
 
@@ -152,6 +153,11 @@ def _train(federation: Federation, folder: Path) -> "subprocess.Popen[bytes]":
 def _kill(federation: Federation, target: str) -> str:
     """SIGKILL to one process of the training hospital; what was hit, in words."""
     state = federation.hospitals[0] / "state"
+    deadline = time.monotonic() + FOR_A_CLIENTAPP_S
+    while (
+        target == "clientapp" and time.monotonic() < deadline and not is_clientapp_alive(read_record(state))
+    ):
+        time.sleep(0.2)
     status, record = read_status(state), read_record(state)
     phase = status.work.phase if status else "unknown"
     if target == "daemon":
@@ -161,7 +167,7 @@ def _kill(federation: Federation, target: str) -> str:
         federation.start(SITE, "client.cli", "start", "--config", config)
         return f"daemon while {phase}"
     if target == "clientapp":
-        if record is None or started_at(record.pid) is None:
+        if record is None or not is_clientapp_alive(record):
             return f"no ClientApp to kill while {phase}"
         os.kill(record.pid, signal.SIGKILL)
         return f"ClientApp while {phase}"
