@@ -81,7 +81,7 @@ def admit(address: str, keys: Path) -> Contact:
     with FleetHttpClient.from_server_address(
         address,
         insecure=False,
-        root_certificates=str(keys / CA_CERTIFICATE),
+        root_certificates=(keys / CA_CERTIFICATE).read_bytes(),
         interceptors=[NodeAuthHttpInterceptor(key, public)],  # type: ignore[arg-type]  # an EC key, by `init`
     ) as client:
         try:

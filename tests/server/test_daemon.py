@@ -26,6 +26,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.findings import FindingError
+from client.join import join
+from client.site_folder import init_site
 from dsan_model.watch_pb2 import Order, SiteStatus
 from dsan_model.watch_pb2_grpc import SiteWatchStub
 from server.admittance import enrol_site, revoke_site
@@ -202,6 +205,26 @@ def site_watch(running: Any, certificate: tuple[bytes, bytes] | None) -> grpc.Ch
     key, chain = certificate or (None, None)
     credentials = grpc.ssl_channel_credentials((running.centre.tls / "ca.crt").read_bytes(), key, chain)
     return grpc.secure_channel(running.address, credentials)
+
+
+def join_code(kit: Path, config: Path) -> str | None:
+    """The code with which a hospital's `join` is refused, or None."""
+    try:
+        return join(kit, config).contact.code
+    except FindingError as error:
+        return error.finding.code
+
+
+def test_a_hospital_joins_through_the_proxy_and_is_refused_in_words_once_it_is_revoked(
+    running: Any, running_centre: ModuleType, tmp_path: Path
+) -> None:
+    config = tmp_path / "east" / "site.toml"
+    request = init_site(tmp_path / "east", "east", running.address).request_file
+    kit = tmp_path / "east.kit.json"
+    kit.write_bytes(enrol_site(running.centre, running.config, request).kit.read_bytes())
+    running_centre.wait_until(lambda: join_code(kit, config) is None)
+    revoke_site(running.centre, "east")
+    running_centre.wait_until(lambda: join_code(kit, config) == "ADMIT-UNKNOWN")
 
 
 def client_certificate(running: Any, keys: Any, name: str, site_keys: ModuleType) -> tuple[bytes, bytes]:
