@@ -135,6 +135,7 @@ def train(
     study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What is to be studied.")],
     folder: Folder = HERE,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate time and traffic only.")] = False,
 ) -> None:
     """Start a study in runs/NAME and follow it; Ctrl-C leaves it running.
 
@@ -147,7 +148,7 @@ def train(
         from server.run_commands import train_study
 
         centre, _ = open_centre(folder)
-        _follow(centre, train_study(centre, study), detach)
+        _follow(centre, train_study(centre, study, dry_run), detach)
 
 
 @app.command()

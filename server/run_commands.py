@@ -9,6 +9,7 @@ from pathlib import Path
 from server.centre import Centre, run_folder_of
 from server.daemon_lock import is_daemon_running
 from server.headline import results_table
+from server.ledger import read_ledger
 from server.orders import EVERY_SITE, give_order, withdraw_orders
 from server.refusals import ExitCode, RefusedError
 from server.results import RESULTS, read_results
@@ -22,8 +23,8 @@ LOOK_EVERY_S = 0.5
 STOP_S = 120.0
 
 
-def train_study(centre: Centre, study_file: Path) -> Wish:
-    """Ask for a new study; its run folder is there afterwards.
+def train_study(centre: Centre, study_file: Path, is_dry_run: bool = False) -> Wish:
+    """Ask for a new study, or only for its estimate; its run folder is there afterwards.
 
     Raises RefusedError DAEMON-DOWN, STUDY-SITES or RUN-EXISTS, or ConfigurationError.
     """
@@ -31,7 +32,7 @@ def train_study(centre: Centre, study_file: Path) -> Wish:
     study = read_study(study_file)
     _require_enrolled(centre, study)
     run_folder = centre.run(study.name)
-    if run_folder.exists():
+    if _was_begun(run_folder) or (run_folder.exists() and _wish(centre, study.name) is not None):
         raise RefusedError(
             "RUN-EXISTS",
             str(run_folder),
@@ -39,8 +40,14 @@ def train_study(centre: Centre, study_file: Path) -> Wish:
             f"Go on with it by `dsan-server resume {study.name}`, or give the new study another name.",
             ExitCode.BAD_CONFIGURATION,
         )
+    (run_folder / "study.toml").unlink(missing_ok=True)  # of an estimate
     write_study(run_folder, study)
-    return make_wish(centre, study.name, "running")
+    return make_wish(centre, study.name, "running", is_dry_run)
+
+
+def _was_begun(run_folder: Path) -> bool:
+    """Whether more than an estimate was made in it."""
+    return any(line.get("event") != "estimated" for line in read_ledger(run_folder))
 
 
 def resume_study(centre: Centre, run: str) -> Wish | None:
@@ -117,6 +124,8 @@ def how_to_look(run: str) -> str:
 
 
 def _outcome(run_folder: Path, end: str) -> Outcome:
+    if end == "estimated":
+        return Outcome(ExitCode.DONE, f"estimate: {run_folder / 'estimate.json'}; nothing was trained")
     if end not in ("complete", "incomplete"):
         return Outcome(ExitCode.FAILED, f"study {run_folder.name} is {end}: see {run_folder}/study.log")
     results = read_results(run_folder)

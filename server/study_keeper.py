@@ -64,7 +64,7 @@ class StudyKeeper:
             self._retry_later(wish, attempt, attempt.run_id, reason)
 
     def _submit(self, wish: Wish, attempt: Attempt) -> None:
-        run_id = self._superlink.submit(self._centre.run(wish.run))
+        run_id = self._superlink.submit(self._centre.run(wish.run), wish.is_dry_run)
         submitted = {"run_id": run_id, "submitted_at": time.time()}
         write_attempt(self._centre, wish, attempt.model_copy(update=submitted))
         log.info("study %s is submitted as run %d", wish.run, run_id)

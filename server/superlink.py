@@ -83,10 +83,10 @@ class SuperLink:
         except httpx.HTTPError:
             return False
 
-    def submit(self, run_folder: Path) -> int:
-        """Start the study of a run folder; returns Flower's number of the run."""
+    def submit(self, run_folder: Path, is_dry_run: bool = False) -> int:
+        """Start the study of a run folder, or its estimate; returns Flower's number of the run."""
         fab = Fab(bundle_digest(), build_bundle(), {})
-        settings = user_config_to_proto({"run-dir": str(run_folder)})
+        settings = user_config_to_proto({"run-dir": str(run_folder), "dry-run": is_dry_run})
         request = StartRunRequest(fab=fab_to_proto(fab), override_config=settings)
         answer = _asked(lambda: self._client.StartRun(request))
         if not answer.HasField("run_id"):

@@ -14,7 +14,9 @@ from dsan_daemon.files import write_atomically
 from server.centre import Centre
 from server.ledger import read_ledger
 
-ENDS = frozenset({"complete", "incomplete", "paused", "stopped"})  # events that end a study in the ledger
+ENDS = frozenset(
+    {"complete", "incomplete", "paused", "stopped", "estimated"}
+)  # events that end a study in the ledger
 
 
 class Wish(BaseModel):
@@ -26,6 +28,7 @@ class Wish(BaseModel):
     wanted: Literal["running", "stopped"]
     asked_at: float  # unix seconds
     lines_before: int  # of the ledger: an end before that is not ours
+    is_dry_run: bool = False  # estimate time and traffic only
 
 
 class Attempt(BaseModel):
@@ -41,10 +44,14 @@ class Attempt(BaseModel):
     next_try: float = 0.0  # unix seconds
 
 
-def make_wish(centre: Centre, run: str, wanted: Literal["running", "stopped"]) -> Wish:
+def make_wish(
+    centre: Centre, run: str, wanted: Literal["running", "stopped"], is_dry_run: bool = False
+) -> Wish:
     """Write down what is asked for a run; a wish that is there is replaced."""
     lines_before = sum(1 for _ in read_ledger(centre.run(run)))
-    wish = Wish(run=run, wanted=wanted, asked_at=time.time(), lines_before=lines_before)
+    wish = Wish(
+        run=run, wanted=wanted, asked_at=time.time(), lines_before=lines_before, is_dry_run=is_dry_run
+    )
     _folder(centre).mkdir(parents=True, exist_ok=True)
     _write(_folder(centre) / f"{run}.wish.json", wish)
     return wish

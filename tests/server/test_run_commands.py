@@ -85,6 +85,17 @@ def test_the_name_of_a_run_is_given_once(centre: Centre, daemon: None) -> None:
         train_study(centre, study(centre, "north"))
 
 
+def test_a_study_may_follow_its_estimate(centre: Centre, daemon: None) -> None:
+    wish = train_study(centre, study(centre, "north"), is_dry_run=True)
+    assert wish.is_dry_run
+    append_event(centre.run("mine"), "estimated", "mine")
+    outcome = follow_study(centre, wish)
+    assert outcome.exit_code == ExitCode.DONE
+    assert "nothing was trained" in outcome.text
+    end_wish(centre, wish)
+    assert not train_study(centre, study(centre, "north")).is_dry_run
+
+
 def test_a_study_that_is_wrong_exits_78_and_names_the_key(centre: Centre, daemon: None) -> None:
     path = study(centre)
     path.write_text(path.read_text().replace("training", "trainning"))
