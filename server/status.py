@@ -18,7 +18,7 @@ from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, rea
 SILENT_S = 30.0  # a connected site speaks every five seconds
 SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times its usual time in a round
 CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
-ENDS = ("complete", "incomplete", "paused", "stopped", "estimated")
+ENDS = ("complete", "incomplete", "paused", "stopped")
 BEGINNINGS = ("started", "resumed")
 PARTS = "parts"  # of a study of several parts, each with its own rounds
 

@@ -19,7 +19,7 @@ from server.round_files import read_rounds, read_validation, validation_score
 from server.status import CentreStatus, RunStatus, SiteInRun, centre_status, shown_folder
 
 RUN_STATES = (
-    *("waiting", "estimated", "running", "paused", "stopped", "interrupted"),
+    *("waiting", "running", "paused", "stopped", "interrupted"),
     *("incomplete", "complete", "unreadable"),
 )
 SITE_KINDS = ("connected", "away", "never-heard")
