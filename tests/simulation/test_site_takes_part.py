@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from small_study import copied
 
 from client.clientapp_program import is_clientapp_alive, read_record
-from client.daemon_status import read_status, status_text
+from client.daemon_status import Event, read_status, status_text
 from client.egress import read_egress
 from client.preparation import prepare_cohort
 from client.site import SiteConfig, read_site
@@ -29,6 +27,8 @@ from dsan_daemon.bundle import build_bundle, bundle_files
 from dsan_daemon.flower import flower_environment, flower_program
 from dsan_daemon.processes import Program, supervised
 from server.ledger import read_ledger
+from server.orders import give_order
+from server.site_watch import SiteWatchServer
 
 pytestmark = pytest.mark.slow
 WAIT_S = 240.0
@@ -69,9 +69,16 @@ def site(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> SiteConfi
 
 
 @pytest.fixture(scope="module")
-def superlink(tmp_path_factory: pytest.TempPathFactory, site: SiteConfig) -> Iterator[int]:
-    """The port of a SuperLink, to which the site's daemon is connected."""
-    folder = tmp_path_factory.mktemp("centre")
+def centre(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of the centre's SiteWatch."""
+    return tmp_path_factory.mktemp("centre")
+
+
+@pytest.fixture(scope="module")
+def superlink(centre: Path, site: SiteConfig) -> Iterator[int]:
+    """The port of a SuperLink, to which the site's daemon is connected; SiteWatch is beside it."""
+    watch = SiteWatchServer("127.0.0.1:0", None, centre)
+    watch_port, folder = watch.start(), centre
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -79,24 +86,15 @@ def superlink(tmp_path_factory: pytest.TempPathFactory, site: SiteConfig) -> Ite
     with supervised(folder / "processes.json") as processes:
         processes.start(Program("superlink", command, flower_environment(folder / "flwr"), folder / "log"))
         wait_until(lambda: is_listening(port))
-        config = ("--config", str(site.home / "site.toml"))
-        daemon = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "client.cli",
-                "start",
-                *config,
-                "--insecure-loopback",
-                f"127.0.0.1:{port}",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
+        options = ("--insecure-loopback", f"127.0.0.1:{port}", "--insecure-watch", f"127.0.0.1:{watch_port}")
+        command = (sys.executable, "-m", "client.cli", "start", "--config", str(site.home / "site.toml"))
+        daemon = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
         try:
             yield port
         finally:
             daemon.terminate()
             daemon.wait(30)
+            watch.stop()
 
 
 def submit(port: int, run: Path, bundle: bytes) -> None:
@@ -141,22 +139,29 @@ def test_a_foreign_bundle_is_refused_with_a_code_on_both_sides(
     wait_until(lambda: "CODE-BUNDLE" in (run / "study.log").read_text())
 
 
-def test_a_study_is_answered_although_its_clientapp_is_killed_and_nothing_finished_is_trained_again(
-    superlink: int, site: SiteConfig, tmp_path: Path
+def is_training(site: SiteConfig) -> bool:
+    """Whether a ClientApp is alive and a message of a round is in work."""
+    status = read_status(site.state_folder)
+    is_round = status is not None and status.work.message_kind == "train.round"
+    return is_round and is_clientapp_alive(read_record(site.state_folder))
+
+
+def test_a_clientapp_ends_by_order_of_the_centre_and_the_study_is_answered_when_it_asks_again(
+    superlink: int, centre: Path, site: SiteConfig, tmp_path: Path
 ) -> None:
     run = tmp_path / "spring"
     submit(superlink, run, build_bundle())
-    wait_until(lambda: list(site.work_folder.glob("*/us/result-*.safetensors")))  # the first of two branches
-    (finished,) = site.work_folder.glob("*/us/result-*.safetensors")
-    written, record = finished.stat().st_mtime_ns, read_record(site.state_folder)
-    assert record is not None
-    if is_clientapp_alive(record):
-        os.kill(record.pid, signal.SIGKILL)
-    wait_until(lambda: "complete" in events(run) or "paused" in events(run) or "incomplete" in events(run))
+    wait_until(lambda: is_training(site))
+    record = read_record(site.state_folder)
+    give_order(centre, "hospital-1", "stop", "")
+    wait_until(lambda: read_record(site.state_folder) != record or not is_clientapp_alive(record))
+    wait_until(lambda: any("ordered to stop" in event.what for event in events_of(site)))
+    wait_until(lambda: {"complete", "paused", "incomplete"} & set(events(run)))
     assert events(run)[-1] == "complete"
-    assert finished.stat().st_mtime_ns == written
-    status = read_status(site.state_folder)
-    assert status is not None
-    assert status.connection.is_connected
     kinds = [line.kind for line in read_egress(site.state_folder) if line.code is None]
     assert [kind for kind in ("describe", "round", "evaluate", "fit_ensemble") if kind not in kinds] == []
+
+
+def events_of(site: SiteConfig) -> tuple[Event, ...]:
+    status = read_status(site.state_folder)
+    return () if status is None else status.events
