@@ -309,6 +309,9 @@ def diagnose(
     infection_mask: Annotated[
         Path | None, typer.Option(help="Infection (default: a crude estimate).")
     ] = None,
+    vbnet: Annotated[
+        Path | None, typer.Option(help="Weights of VB-Net that segment where no mask is given.")
+    ] = None,
     device: Annotated[Device, typer.Option(help="What the networks run on.")] = Device.AUTO,
     precision: Annotated[
         PrecisionName, typer.Option(help="auto: bfloat16 at full size on a CPU that has it.")
@@ -330,7 +333,7 @@ def diagnose(
         from client.diagnose_report import DiagnoseRequest, diagnose_scans
         from client.terminal import say
 
-        scans = [Scan(path, lung_mask, infection_mask, max_slice_thickness) for path in inputs]
+        scans = [Scan(path, lung_mask, infection_mask, max_slice_thickness, vbnet) for path in inputs]
         request = DiagnoseRequest(tuple(scans), model, out, device.value, Precision(precision.value))
         outcome = diagnose_scans(request, import_s=time.monotonic() - STARTED, say=say)
         _print(json.dumps(outcome.results, indent=1) if as_json else outcome.text)

@@ -25,6 +25,7 @@ from client.mask_names import GIVEN
 from client.masks import audit_fit
 from client.model_package import ModelPackage, read_model_package
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
+from client.vbnet_masks import segment_by_vbnet
 from dsan_model.ensemble import BAND, ensemble_probability
 from dsan_model.explain import Panel
 from dsan_model.network import AttentionResNet, NetworkOutput, attention_feature_map, attention_map
@@ -59,6 +60,7 @@ class Scan:
     lung_mask: Path | None = None
     infection_mask: Path | None = None
     max_slice_thickness_mm: float = 5.0
+    vbnet: Path | None = None  # weights that segment instead of the built-in method
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,13 @@ def _diagnose(model: Model, scan: Scan) -> Diagnosis:
 
 
 def _masks(scan: Scan, ct: sitk.Image) -> tuple[Segmentation, Segmentation]:
+    by_vbnet = segment_by_vbnet(ct, scan.vbnet) if scan.vbnet is not None else None
     if scan.lung_mask is None:
-        lung = segment_lungs(ct)
+        lung = segment_lungs(ct) if by_vbnet is None else by_vbnet[0]
     else:
         lung = Segmentation(read_mask(scan.lung_mask, ct, None, "lung mask"), GIVEN, ())
     if scan.infection_mask is None:
-        return lung, estimate_infection(ct, lung.mask)
+        return lung, estimate_infection(ct, lung.mask) if by_vbnet is None else by_vbnet[1]
     return lung, Segmentation(read_mask(scan.infection_mask, ct, None, "infection mask"), GIVEN, ())
 
 

@@ -27,6 +27,7 @@ _EXIT_OF = {  # by a code, or the first part of one; every other error is about 
     "GOLDEN": EXIT_FAILED,
     "MACHINE": EXIT_BAD_CONFIGURATION,
     "OUTPUT": EXIT_FAILED,
+    "VBNET": EXIT_BAD_CONFIGURATION,
     "KEYS": EXIT_BAD_CONFIGURATION,
     "KIT": EXIT_BAD_CONFIGURATION,
     "CONNECT": EXIT_UNREACHABLE,

@@ -17,6 +17,9 @@ from client.lung_audit import audit_given_infection, audit_given_lungs
 from client.mask_names import GIVEN, MaskNames
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
 from client.site import SegmentationTable
+from client.vbnet_masks import segment_by_vbnet, vbnet_name
+
+VBNET = "vbnet"
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class CaseMasks:
 class MaskSource:
     """What a case's masks are made from, before the scan is read: part of the key of its stored volume."""
 
-    lung_file: Path | None  # None: by segment_lungs
-    infection_file: Path | None  # None: by estimate_infection
+    lung_file: Path | None  # None: segmented
+    infection_file: Path | None  # None: segmented
     names: MaskNames
+    chosen: SegmentationTable  # what segments where there is no file
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -55,21 +59,22 @@ def mask_source(case: CohortCase, chosen: SegmentationTable) -> MaskSource:
         MaskNames(
             GIVEN if case.lung_mask else names.lungs, GIVEN if case.infection_mask else names.infection
         ),
+        chosen,
     )
 
 
 def names_without_files(chosen: SegmentationTable) -> MaskNames:
-    """What makes the masks of a case that names none."""
-    return MaskNames(
-        GIVEN if chosen.lungs == GIVEN else segmentation.LUNGS,
-        GIVEN if chosen.infection == GIVEN else segmentation.INFECTION,
-    )
+    """What makes the masks of a case that names none. FindingError with a VBNET- code for its weights."""
+    vbnet = vbnet_name(Path(chosen.weights)) if VBNET in (chosen.lungs, chosen.infection) else VBNET
+    names = {GIVEN: GIVEN, "classical": segmentation.LUNGS, "crude": segmentation.INFECTION, VBNET: vbnet}
+    return MaskNames(names[chosen.lungs], names[chosen.infection])
 
 
 def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMasks:
     """The masks of one case on the grid of its scan. Raises FindingError with an IMAGE- or SEG- code."""
-    lung = _lung(case, source, ct)
-    infection = _infection(case, source, ct, lung.mask)
+    by_vbnet = _by_vbnet(case, source, ct)
+    lung = _lung(case, source, ct, by_vbnet)
+    infection = _infection(case, source, ct, lung.mask, by_vbnet)
     findings = check_masks(lung.mask, infection.mask, case.case_id)
     of_fit = audit_fit(ct, lung, infection, case.case_id)
     return CaseMasks(lung.mask, infection.mask, (*lung.findings, *infection.findings, *findings, *of_fit))
@@ -85,14 +90,32 @@ def audit_fit(
     return (*of_lung, *audit_given_infection(ct, lung.mask, infection.mask, case_id))
 
 
-def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image) -> Segmentation:
+_Both = tuple[Segmentation, Segmentation]
+
+
+def _by_vbnet(case: CohortCase, source: MaskSource, ct: sitk.Image) -> _Both | None:
+    """Both masks in one pass through the network, if one of them is wanted of it."""
+    needs_lungs = source.lung_file is None and source.chosen.lungs == VBNET
+    needs_infection = source.infection_file is None and source.chosen.infection == VBNET
+    if not (needs_lungs or needs_infection):
+        return None
+    return segment_by_vbnet(ct, Path(source.chosen.weights), case.case_id)
+
+
+def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image, by_vbnet: _Both | None) -> Segmentation:
     if source.lung_file is None:
+        if by_vbnet is not None and source.chosen.lungs == VBNET:
+            return by_vbnet[0]
         return segment_lungs(ct, case.case_id)
     return Segmentation(read_mask(source.lung_file, ct, case.case_id, "lung mask"), GIVEN, ())
 
 
-def _infection(case: CohortCase, source: MaskSource, ct: sitk.Image, lung: sitk.Image) -> Segmentation:
+def _infection(
+    case: CohortCase, source: MaskSource, ct: sitk.Image, lung: sitk.Image, by_vbnet: _Both | None
+) -> Segmentation:
     if source.infection_file is None:
+        if by_vbnet is not None and source.chosen.infection == VBNET:
+            return by_vbnet[1]
         return estimate_infection(ct, lung, case.case_id)
     return Segmentation(read_mask(source.infection_file, ct, case.case_id, "infection mask"), GIVEN, ())
 

@@ -126,6 +126,7 @@ def prepare_cohort(
     (the disk is full); what was done until then is kept.
     """
     started, target = time.monotonic(), target or classification_target(site)
+    names_without_files(target.segmentation)  # weights that cannot be used are one error, not one a case
     cohort_digest = _cohort_digest(site)
     cases, of_table = read_cohort(site.manifest)
     with _store_for_us_alone(target.store):

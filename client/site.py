@@ -47,8 +47,9 @@ class AuditTable(Strict):
 class SegmentationTable(Strict):
     """[segmentation]: where the masks come from that cohort.csv does not name; "given": nowhere."""
 
-    lungs: Literal["given", "classical"] = "given"
-    infection: Literal["given", "crude"] = "given"
+    lungs: Literal["given", "classical", "vbnet"] = "given"
+    infection: Literal["given", "crude", "vbnet"] = "given"
+    weights: str = ""  # of "vbnet"; `read_site` makes the path absolute
 
 
 class ServerTable(Strict):
@@ -141,6 +142,14 @@ class SiteConfig(Strict):
         return self.work_folder / "progress.jsonl"
 
 
+def _with_weights(site: SiteConfig) -> SiteConfig:
+    chosen = site.segmentation
+    if not chosen.weights:
+        return site
+    weights = str(site.home / chosen.weights)
+    return site.model_copy(update={"segmentation": chosen.model_copy(update={"weights": weights})})
+
+
 def read_site(path: Path) -> SiteConfig:
     """The settings of the site whose site.toml this is.
 
@@ -160,7 +169,7 @@ def read_site(path: Path) -> SiteConfig:
     if "home" in table:  # the one field that is not a key
         raise _bad("SITE-KEY", f"{path.name}, key home", "the key is not known", "Remove it.")
     try:
-        return SiteConfig.model_validate({**table, "home": path.resolve().parent})
+        return _with_weights(SiteConfig.model_validate({**table, "home": path.resolve().parent}))
     except ValidationError as error:
         raise _first_of(problems_of(error, SiteConfig), path.name) from None
 
