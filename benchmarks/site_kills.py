@@ -37,6 +37,7 @@ SITE, HELD_OUT = "hospital-1", "hospital-2"
 
 def main() -> int:
     """Run, print, and answer 0 if everything is as expected."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what it started, too
     options = _options()
     folder = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
