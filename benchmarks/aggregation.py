@@ -75,7 +75,8 @@ def stream(n_sites: int, precision: Precision) -> dict[str, float]:
     started = time.perf_counter()
     for _ in range(n_sites):
         fresh = {
-            n: Array(dtype=d, shape=s, stype=t, data=bytes(bytearray(b))) for n, (d, s, t, b) in kept.items()
+            n: Array(dtype=d, shape=s, stype=t, data=bytes(memoryview(b)[:]))
+            for n, (d, s, t, b) in kept.items()
         }
         reply = decode(RecordDict({"head": head, "arrays": ArrayRecord(fresh)}), RoundReply)
         assert isinstance(reply, RoundReply)

@@ -287,8 +287,8 @@ def decode(record: RecordDict, expected: type[Message]) -> Message | Refusal:
 
 def size_bytes(record: RecordDict) -> int:
     """Bytes that a message puts on the wire, but for a few of framing."""
-    arrays = sum(len(array.data) for array in record.array_records["arrays"].values())
-    return arrays + len(str(record.config_records["head"]["json"]))
+    arrays = sum(len(array.data) for array in _arrays(record).values())
+    return arrays + len(str(_head_of(record)))
 
 
 def branch_counts(branch: Branch, counts: npt.NDArray[np.int64]) -> BranchCounts:
@@ -313,8 +313,8 @@ def counts_array(counts: BranchCounts) -> npt.NDArray[np.int64]:
 
 def content_digest(record: RecordDict) -> str:
     """SHA-256 of all that a message says: its head, then its arrays by name."""
-    digest = hashlib.sha256(str(record.config_records["head"]["json"]).encode())
-    for name, array in sorted(record.array_records["arrays"].items()):
+    digest = hashlib.sha256(str(_head_of(record)).encode())
+    for name, array in sorted(_arrays(record).items()):
         digest.update(name.encode())
         digest.update(array.data)
     return digest.hexdigest()
@@ -357,12 +357,27 @@ def _head_type(kind: type) -> tuple[TypeAdapter[Any], type]:
     return TypeAdapter(head), head
 
 
+def _arrays(record: RecordDict) -> ArrayRecord:
+    """The arrays. Not by `record.array_records`: Flower 1.41 makes a cycle of it that keeps a reply alive."""
+    part = record["arrays"]
+    if not isinstance(part, ArrayRecord):
+        raise ProtocolError("the part called arrays holds none")
+    return part
+
+
+def _head_of(record: RecordDict) -> object:
+    part = record["head"]
+    if not isinstance(part, ConfigRecord):
+        raise ProtocolError("the part called head is none")
+    return part["json"]
+
+
 def _read_head(record: RecordDict) -> dict[str, Any]:
     unknown = sorted(set(record) - {"head", "arrays"})
     if unknown:
         raise ProtocolError(f"the record has {len(unknown)} parts that no message has")
     try:
-        head = json.loads(str(record.config_records["head"]["json"]))
+        head = json.loads(str(_head_of(record)))
     except (KeyError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the record has no readable head: {error}") from error
     if not isinstance(head, dict):
@@ -380,7 +395,7 @@ def _read(record: RecordDict, head: dict[str, Any], kind: type[Message]) -> Mess
         value = adapter.validate_json(json.dumps(head["fields"]), strict=True)
         if adapter.dump_python(value, mode="json") != head["fields"]:
             raise ValueError("a field is left out: the default that stands in may not be the sender's")
-        arrays = record.array_records["arrays"]
+        arrays = _arrays(record)
         layouts = [_read_layout(form) for form in head["layouts"]]
         bulk = {name: _read_bulk(head[name], name, of, arrays, layouts) for name, of in bulk_types.items()}
         message: Message = kind(**vars(value), **bulk)

@@ -38,12 +38,15 @@ def parts_of(study: StudyConfig, run_folder: Path) -> list[Part]:
             return [_part(study, run_folder, f"fold-{fold}", fold=fold) for fold in range(study.folds)]
         case "leave-one-site-out":
             training = study.sites.training
+            quorum = min(study.participation.quorum, len(training) - 1)
+            participation = study.participation.model_copy(update={"quorum": quorum})
             return [
                 _part(
                     study,
                     run_folder,
                     f"without-{site}",
                     sites=SitesTable(training=tuple(s for s in training if s != site), held_out=(site,)),
+                    participation=participation,
                 )
                 for site in training
             ]
