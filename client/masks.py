@@ -14,12 +14,13 @@ from client.cohort import CohortCase
 from client.findings import Finding, FindingError
 from client.images import check_masks, read_mask
 from client.lung_audit import audit_given_infection, audit_given_lungs
+from client.lungmask_segmenter import lungmask_name, segment_with_lungmask
 from client.mask_names import GIVEN, MaskNames
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
 from client.site import SegmentationTable
 from client.vbnet_masks import segment_by_vbnet, vbnet_name
 
-VBNET = "vbnet"
+VBNET, LUNGMASK = "vbnet", "lungmask"
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def mask_source(case: CohortCase, chosen: SegmentationTable) -> MaskSource:
 
 
 def names_without_files(chosen: SegmentationTable) -> MaskNames:
-    """What makes the masks of a case that names none. FindingError with a VBNET- code for its weights."""
+    """What makes the masks of a case that names none. FindingError VBNET- or SEG- for weights that lack."""
+    lungmask = lungmask_name(Path(chosen.lungmask_weights)) if chosen.lungs == LUNGMASK else LUNGMASK
     vbnet = vbnet_name(Path(chosen.weights)) if VBNET in (chosen.lungs, chosen.infection) else VBNET
     names = {GIVEN: GIVEN, "classical": segmentation.LUNGS, "crude": segmentation.INFECTION, VBNET: vbnet}
-    return MaskNames(names[chosen.lungs], names[chosen.infection])
+    return MaskNames((names | {LUNGMASK: lungmask})[chosen.lungs], names[chosen.infection])
 
 
 def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMasks:
@@ -83,8 +85,11 @@ def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMask
 def audit_fit(
     ct: sitk.Image, lung: Segmentation, infection: Segmentation, case_id: str | None
 ) -> tuple[Finding, ...]:
-    """Warnings about given masks that do not fit their scan; FindingError for what cannot be its lungs."""
-    of_lung = audit_given_lungs(ct, lung.mask, case_id) if lung.source == GIVEN else ()
+    """Warnings about masks that do not fit their scan; FindingError for what cannot be its lungs.
+
+    The classical lungs were audited when they were made.
+    """
+    of_lung = audit_given_lungs(ct, lung.mask, case_id) if lung.source != segmentation.LUNGS else ()
     if infection.source != GIVEN:
         return of_lung
     return (*of_lung, *audit_given_infection(ct, lung.mask, infection.mask, case_id))
@@ -106,6 +111,8 @@ def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image, by_vbnet: _Both 
     if source.lung_file is None:
         if by_vbnet is not None and source.chosen.lungs == VBNET:
             return by_vbnet[0]
+        if source.chosen.lungs == LUNGMASK:
+            return segment_with_lungmask(ct, Path(source.chosen.lungmask_weights), case.case_id)
         return segment_lungs(ct, case.case_id)
     return Segmentation(read_mask(source.lung_file, ct, case.case_id, "lung mask"), GIVEN, ())
 

@@ -47,9 +47,10 @@ class AuditTable(Strict):
 class SegmentationTable(Strict):
     """[segmentation]: where the masks come from that cohort.csv does not name; "given": nowhere."""
 
-    lungs: Literal["given", "classical", "vbnet"] = "given"
+    lungs: Literal["given", "classical", "vbnet", "lungmask"] = "given"
     infection: Literal["given", "crude", "vbnet"] = "given"
     weights: str = ""  # of "vbnet"; `read_site` makes the path absolute
+    lungmask_weights: Annotated[str, Field(pattern=r"^/.+$|^$")] = ""  # of "lungmask"
 
 
 class ServerTable(Strict):
