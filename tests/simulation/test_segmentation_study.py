@@ -17,6 +17,7 @@ from client.vbnet_training import VBNetTask, train_vbnet
 from dsan_model.cases import patient_folds
 from dsan_model.patches import PRESETS
 from dsan_model.segmenter import load_segmenter
+from dsan_model.traffic import Precision, pack
 from dsan_model.training import Machine
 from dsan_model.vbnet import initial_vbnet_state
 from dsan_model.weights import flatten, load_weights
@@ -106,24 +107,21 @@ def test_one_site_federated_trains_as_it_does_alone(
     for name in ("hospital-1", "hospital-4"):
         shutil.copytree(hospitals / name, tmp_path / "two" / name, ignore=shutil.ignore_patterns("work"))
     study = arguments(tmp_path / "two", tmp_path / "run")
-    assert simulate("run", *study, "--rounds", "2") == 0
+    assert simulate("run", *study, "--rounds", "1") == 0
 
     site = read_site(tmp_path / "two" / "hospital-1" / "site.toml")
     entries = load_prepared(site, segmentation_target(site))
     folds = patient_folds([entry.case for entry in entries], 5, 5)
     ordered = sorted(entries, key=lambda entry: entry.case.case_id)
     training = [entry for entry in ordered if folds[entry.case.patient_id] != 0]
-    weights, optimiser = flatten(initial_vbnet_state(TINY.segmentation.network, 5)), None
-    for number in (1, 2):
-        task = VBNetTask(TINY.segmentation, TINY.training, 5, site.name, number, weights)
-        trained = train_vbnet(task, training, optimiser, Machine(torch.device("cpu")))
-        weights, optimiser = trained.weights, trained.optimiser
-    rounds = [tmp_path / "run" / "rounds" / f"000{number}" / "vbnet.safetensors" for number in (1, 2)]
-    assert all(path.is_file() for path in rounds)
-    federated = load_weights(rounds[-1])
-    difference = (federated.floats - weights.floats).norm() / weights.floats.norm()
-    assert difference < 2e-3  # updates travel in half precision
-    assert torch.equal(federated.integers, weights.integers)
+    initial = flatten(initial_vbnet_state(TINY.segmentation.network, 5))
+    incoming = pack(initial, Precision.FLOAT16).unpack()  # as a site gets them
+    task = VBNetTask(TINY.segmentation, TINY.training, 5, site.name, 1, incoming)
+    alone = train_vbnet(task, training, {}, Machine(torch.device("cpu"))).weights
+    federated = load_weights(tmp_path / "run" / "rounds" / "0001" / "vbnet.safetensors")
+    moved = (alone.floats - incoming.floats).norm()
+    assert (federated.floats - alone.floats).norm() < 0.01 * moved  # what half precision rounds away
+    assert torch.equal(federated.integers, alone.integers)
 
 
 def test_site_that_is_not_prepared_for_segmentation_refuses(
