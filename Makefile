@@ -7,7 +7,7 @@ FEDERATION_DIR ?= runs/federation
 FEDERATION_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo federation test lint clean help
+.PHONY: demo federation test test-long lint clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,10 @@ federation: $(VENV)/.run ## a centre and eight hospitals over TLS on this machin
 	@$(BIN)/dsan-simulate federation $(FEDERATION_DIR) $(FEDERATION_ARGS)
 
 test: $(VENV)/.dev ## the tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not long"
+
+test-long: $(VENV)/.dev ## the tests that take minutes: plans, a hostile site, kills, a watched federation
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m long
 
 lint: $(VENV)/.dev ## format, style, types and layering
 	@$(BIN)/ruff format --check .

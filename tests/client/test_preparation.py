@@ -347,7 +347,7 @@ def start(site: SiteConfig, file_size_limit: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_loses_only_the_cases_in_work(site: SiteConfig, tmp_path: Path) -> None:
     names = [f"k{number}" for number in range(48)]
     for number, name in enumerate(names):

@@ -99,7 +99,7 @@ def test_engine_ends_with_the_weights_of_the_in_process_one(
     assert run_once(small_hospitals, tmp_path, engine) == in_process
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_deployment_is_resumed_by_the_same_command(

@@ -73,7 +73,7 @@ def lines_of(run_folder: Path, site: str) -> list[dict[str, Any]]:
     return [line for line in read_ledger(run_folder) if line["event"] == "round" and line["site"] == site]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_garbage_is_rejected_with_its_code_and_the_study_goes_on(run_folder: Path) -> None:
     codes = {int(line["round"]): str(line["code"]) for line in lines_of(run_folder, HOSTILE)}
     found = {kind: codes[number] for number, kind in enumerate(KINDS, 1)}
@@ -87,7 +87,7 @@ def test_every_kind_of_garbage_is_rejected_with_its_code_and_the_study_goes_on(r
     assert len(results["timing"]["rounds"]) == 2 * len(KINDS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_honest_site_goes_on_as_if_the_hostile_one_were_not_there_bit_for_bit(
     run_folder: Path, tmp_path: Path
 ) -> None:

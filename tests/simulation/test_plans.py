@@ -30,7 +30,7 @@ def rows_of(results: dict[str, Any], case_set: str) -> dict[str, dict[str, Any]]
     return {row["model"]: row for row in results["table2"] if row["set"] == case_set}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_case_of_the_training_sites_is_validated_by_one_fold(folds: Path) -> None:
     results = results_of(folds)
     cases = [s["cases"] for s in results["sites"] if s["role"] == "training"]
@@ -44,7 +44,7 @@ def test_every_case_of_the_training_sites_is_validated_by_one_fold(folds: Path) 
         assert sum(n) == pooled[model]["n"]["CAP"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_held_out_set_is_told_as_mean_and_deviation_of_the_folds(folds: Path) -> None:
     results = results_of(folds)
     (row,) = [
@@ -68,7 +68,7 @@ def test_the_held_out_set_is_told_as_mean_and_deviation_of_the_folds(folds: Path
     assert "Parts of the study: mean and deviation" in (folds / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_goes_on_where_it_was_and_leaves_finished_parts_alone(
     folds: Path, own_hospitals: Path, simulate: Simulate
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_plan_goes_on_where_it_was_and_leaves_finished_parts_alone(
     assert {k: model_bytes(folds / "parts" / f"fold-{k}") for k in range(5)} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_site_is_left_out_once_and_scored_by_the_model_that_never_saw_it(
     own_hospitals: Path, tmp_path: Path, simulate: Simulate
 ) -> None:

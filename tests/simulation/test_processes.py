@@ -20,7 +20,7 @@ def curves(hospitals: Path, folder: Path, simulate: Simulate, processes: int) ->
     return [(row["classification_loss"], row["attention_loss"]) for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_processes_of_a_site_have_the_loss_curve_of_one(
     hospitals: Path, finished: Path, tmp_path: Path, simulate: Simulate

@@ -83,7 +83,7 @@ def test_weights_differ_from_the_initial_ones_and_loss_falls(segmented: Path) ->
     assert points[-1]["dice_loss"] < points[0]["dice_loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_study_killed_in_its_rounds_ends_with_the_same_weights(
     segmented: Path, hospitals: Path, tmp_path: Path
 ) -> None:

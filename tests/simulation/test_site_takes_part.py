@@ -30,7 +30,7 @@ from server.ledger import read_ledger
 from server.orders import give_order
 from server.site_watch import SiteWatchServer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 WAIT_S = 240.0
 STUDY = """
 name = "{name}"

@@ -101,7 +101,7 @@ def has_trained_a_step(progress: Path) -> bool:
     return line is not None and line.phase == "training" and line.done > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watched) -> None:
     study = watched.federation.centre / "watched.toml"
