@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+MOMENT = "date or time"
 Configuration = TypeVar("Configuration", bound=BaseModel)
 
 
@@ -84,7 +85,7 @@ def _as_json(table: dict[str, Any]) -> str:
 
 def _not_ours(value: object) -> dict[str, str]:
     """A date or time of TOML as what no key takes, so that it is refused and shown."""
-    return {"date or time": str(value)}
+    return {MOMENT: str(value)}
 
 
 def _problem(detail: ErrorDetails, kind: type[BaseModel]) -> Problem:
@@ -97,7 +98,9 @@ def _problem(detail: ErrorDetails, kind: type[BaseModel]) -> Problem:
         return Problem("missing", place, None, "", None, ())
     is_table = detail["type"] == "model_type"
     reason = "it must be a table" if is_table else detail["msg"].removeprefix("Value error, ")
-    return Problem("value", place, detail["input"], reason, None, ())
+    found = detail["input"]
+    is_moment = isinstance(found, dict) and found.keys() == {MOMENT}
+    return Problem("value", place, found[MOMENT] if is_moment else found, reason, None, ())
 
 
 def _text(problem: Problem) -> str:

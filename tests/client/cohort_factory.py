@@ -18,6 +18,7 @@ from dsan_model.weights import flatten, save_weights
 SHAPE_DHW = (26, 20, 24)
 SPACING_MM_XYZ = (3.0, 3.0, 1.25)
 RECIPE = Recipe((14, 22, 26))
+CLASSIFIERS = (Branch.US, Branch.SS, Branch.BASELINE)
 NETWORK = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
 
 
@@ -73,7 +74,7 @@ def write_hospital(folder: Path) -> SiteConfig:
 
 def write_package(
     folder: Path,
-    branches: tuple[Branch, ...] = tuple(Branch),
+    branches: tuple[Branch, ...] = CLASSIFIERS,
     network: NetworkConfig = NETWORK,
     **changes: object,
 ) -> Path:

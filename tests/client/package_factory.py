@@ -84,7 +84,7 @@ BAD_PACKAGES = (
         BadPackage(
             f"a flipped bit in {name}", "MODEL-DAMAGED", lambda folder, name=name: flip_a_bit(folder / name)
         )
-        for name in ("model.json", *(f"{branch}.safetensors" for branch in Branch))
+        for name in ("model.json", *(f"{branch}.safetensors" for branch in (Branch.US, Branch.SS)))
     ),
     BadPackage(
         "a lost branch",

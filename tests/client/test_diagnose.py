@@ -87,7 +87,7 @@ def test_bfloat16_changes_the_probability_by_less_than_a_hundredth(
     differences = []
     for _ in range(4):
         volume_DHW = torch.rand((40, 48, 48), generator=generator)
-        for branch in Branch:
+        for branch in exact.networks:
             logits = [
                 forward(each.networks[branch], volume_DHW, each.precision).logit_B for each in (exact, rough)
             ]

@@ -170,7 +170,7 @@ def test_the_supernode_reads_the_settings_of_the_installed_bundle(flower: None) 
     run = Run.create_empty(1)
     run.override_config = {"run-dir": "/runs/spring"}
     found = flower_supernode.get_fused_config_from_fab(build_bundle(), run)  # type: ignore[attr-defined]
-    assert found == {"run-dir": "/runs/spring"}
+    assert found == {"run-dir": "/runs/spring", "dry-run": False}
 
 
 def test_a_refusal_names_both_bundles_and_the_release() -> None:

@@ -253,7 +253,12 @@ def test_watching_shows_changes_in_the_terminal_until_it_is_interrupted(running:
     (running / "server.toml").write_text('host = "centre"\n')
     ours, theirs = pty.openpty()
     program = [sys.executable, "-c", "from server.cli import main; main()", "status", "--watch"]
-    process = subprocess.Popen([*program, "--dir", str(running)], stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        [*program, "--dir", str(running)],
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     os.close(theirs)
     try:
         read_until(ours, "30/120")

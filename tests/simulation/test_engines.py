@@ -92,7 +92,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, small_hospitals: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a deployment is a dozen processes, on a machine that may be busy
-@pytest.mark.parametrize("engine", ["ray", "deployment"])
+@pytest.mark.parametrize("engine", ["ray", pytest.param("deployment", marks=pytest.mark.long)])
 def test_engine_ends_with_the_weights_of_the_in_process_one(
     engine: str, in_process: dict[str, bytes], small_hospitals: Path, tmp_path: Path
 ) -> None:
