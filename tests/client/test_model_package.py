@@ -30,7 +30,7 @@ def test_a_package_is_read_whole(package: Path, cohort_factory: ModuleType) -> N
     assert (model.study, model.is_complete) == ("small", True)
     assert (model.network, model.recipe) == (cohort_factory.NETWORK, cohort_factory.RECIPE)
     assert model.ensemble == PAPER_WEIGHTS
-    assert set(model.weights) == set(Branch)
+    assert set(model.weights) == set(cohort_factory.CLASSIFIERS)
     for flat in model.weights.values():
         AttentionResNet(model.network).load_state_dict(flat.state_dict())
 
