@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from small_study import Simulate
 
 from client.cohort import read_cohort
 from client.site import read_site
 from client.volume_store import read_stored_case
 from dsan_model.cases import Label
 from dsan_model.preprocessing import Recipe
-from simulation.command import RunOptions, real_hospitals_command, run_command
+from simulation.command import real_hospitals_command
 from simulation.real_hospitals import NORMAL_SCAN, implant, read_normal_lungs, write_real_hospitals
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "ct"
@@ -47,7 +48,7 @@ def test_a_lesion_takes_the_share_of_the_lungs_that_was_asked_for() -> None:
 
 @needs_real_ct
 @pytest.mark.slow
-def test_a_study_runs_over_real_anatomy_and_shows_its_attention(tmp_path: Path) -> None:
+def test_a_study_runs_over_real_anatomy_and_shows_its_attention(tmp_path: Path, simulate: Simulate) -> None:
     hospitals, out = tmp_path / "hospitals", tmp_path / "run"
     assert real_hospitals_command(REAL, hospitals, 4, "tiny", 0) == 0
     assert real_hospitals_command(REAL, hospitals, 4, "tiny", 0) == 65  # nothing is overwritten
@@ -56,11 +57,8 @@ def test_a_study_runs_over_real_anatomy_and_shows_its_attention(tmp_path: Path) 
         assert findings == ()
         assert sorted(case.label for case in cases) == [Label.CAP, Label.CAP, Label.COVID, Label.COVID]
 
-    options = RunOptions(
-        preset="tiny", n_sites=3, cases=None, held_out=("hospital-3",), held_out_mix="mixed", rounds=1,
-        engine="inprocess", seed=0, baseline=False, quorum=0, hospitals=hospitals, out=out, workers=1,
-    )  # fmt: skip
-    assert run_command(options, 0.0) == 0
+    options = ("--preset", "tiny", "--held-out", "hospital-3", "--rounds", "1", "--workers", "1")
+    assert simulate("run", "--hospitals", hospitals, "--out", out, *options) == 0
     results = json.loads((out / "results.json").read_text())
     assert [sum(site["cases"].values()) for site in results["sites"]] == [4, 4, 4]
     panels = json.loads((out / "figures" / "panels" / "panels.json").read_text())
