@@ -1,6 +1,5 @@
 """Studies of a real PACS (Orthanc) become a cohort, by DIMSE and by DICOMweb; and how this fails."""
 
-import importlib.util
 import logging
 import socket
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from debian_programs import debian_program
 from dicom_factory import good_slices, write_series
 from orthanc import Orthanc, free_port, running_orthanc
 from typer.testing import CliRunner
@@ -27,19 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 CANARY = "CANARY"
 WAYS = ("dimse", "web")
-
-
-def debian_program(name: str) -> Path:
-    """tests/debian_programs.py lies outside of what is imported by name here."""
-    path = Path(__file__).parents[1] / "debian_programs.py"
-    specification = importlib.util.spec_from_file_location("debian_programs", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["debian_programs"] = module
-    specification.loader.exec_module(module)
-    found: Path = module.debian_program(name)
-    return found
 
 
 @pytest.fixture(scope="module")

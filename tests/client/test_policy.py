@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import cohort_factory
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -45,10 +46,7 @@ from dsan_model.weights import flatten
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three prepared cases: c0 and c1 CAP, c2 COVID-19."""
-    import sys
-
-    factory = sys.modules["cohort_factory"]
-    site: SiteConfig = factory.write_hospital(tmp_path_factory.mktemp("policy") / "site")
+    site: SiteConfig = cohort_factory.write_hospital(tmp_path_factory.mktemp("policy") / "site")
     prepare_cohort(site, 1)
     return site.home
 

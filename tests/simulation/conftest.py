@@ -1,29 +1,14 @@
 """Small hospitals, written and studied once for all tests of the simulation."""
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_study import Simulate, study_arguments
 from typer.testing import CliRunner
 
 from simulation.cli import app
-
-
-def _import_beside(path: Path) -> None:
-    """Make a module of the tests, which are no package, importable by its name."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-for _name in ("simulation/small_study", "client/dicom_factory", "client/cohort_factory"):
-    _import_beside(Path(__file__).parents[1] / f"{_name}.py")
-from small_study import Simulate, study_arguments  # noqa: E402  (importable only from here on)
 
 
 @pytest.fixture(autouse=True)
