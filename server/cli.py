@@ -245,17 +245,20 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The study's name.")],
     out: Annotated[Path, typer.Argument(help="New folder for the model package.")],
     folder: Folder = HERE,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write an ONNX graph of each branch too (extra: onnx).")
+    ] = False,
 ) -> None:
     """Write the study's model package, checked by all its digests, with a MONAI bundle's metadata.
 
-    Example: dsan-server export first-study first-model
+    Example: dsan-server export first-study first-model --onnx
     """
     with _coded_exit():
         from server.centre import open_centre, run_folder_of
         from server.export import export_package
 
         centre, _ = open_centre(folder)
-        _print(f"model package: {export_package(run_folder_of(centre, run), out)}")
+        _print(f"model package: {export_package(run_folder_of(centre, run), out, has_onnx=onnx)}")
 
 
 def _follow(centre: "Centre", wish: "Wish", detach: bool) -> None:

@@ -14,6 +14,7 @@ from dsan_model.network import AttentionResNet
 from dsan_model.sampling import Branch
 from dsan_model.segmenter import SegmenterError, load_segmenter
 from dsan_model.weights import load_weights
+from server.onnx_graphs import require_onnx, write_graphs
 from server.refusals import ExitCode, RefusedError
 from server.run_state import SUMS, is_sealed, seal
 from server.study import StudyConfig, read_study
@@ -22,13 +23,16 @@ METADATA = "metadata.json"
 WINDOW_HU = (-1350, 150)  # what 0 and 1 of a prepared volume are (IV-B)
 
 
-def export_package(run_folder: Path, out: Path) -> Path:
-    """Copy the run's model package to a new folder, checked before and after.
+def export_package(run_folder: Path, out: Path, *, has_onnx: bool = False) -> Path:
+    """Copy the run's model package to a new folder, checked before and after; has_onnx: with graphs.
 
-    Raises RefusedError EXPORT-NONE, EXPORT-EXISTS, EXPORT-DAMAGED or EXPORT-MISFIT.
+    Raises RefusedError EXPORT-NONE, EXPORT-EXISTS, EXPORT-DAMAGED, EXPORT-MISFIT, EXPORT-ONNX-EXTRA or
+    EXPORT-ONNX-TASK.
     """
     package = run_folder / "model"
     study = read_study(run_folder / "study.toml")
+    if has_onnx:
+        require_onnx(study)
     if not (package / SUMS).exists():
         raise _refused("EXPORT-NONE", package, "the study has no model package yet", "Let it run to its end.")
     if out.exists() and any(out.iterdir()):
@@ -40,6 +44,8 @@ def export_package(run_folder: Path, out: Path) -> Path:
     description = json.loads((out / "model.json").read_text(encoding="utf-8"))
     metadata = bundle_metadata(study, description)
     (out / METADATA).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    if has_onnx:
+        write_graphs(out, study, {Branch(b): f["file"] for b, f in description["branches"].items()})
     seal(out)
     return out
 

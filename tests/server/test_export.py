@@ -11,6 +11,7 @@ from client.model_package import read_model_package
 from dsan_model.network import initial_state
 from dsan_model.sampling import Branch
 from dsan_model.weights import FlatWeights, flatten, load_weights, save_weights
+from server import export
 from server.export import export_package
 from server.model_package import write_model_package
 from server.refusals import RefusedError
@@ -85,6 +86,24 @@ def test_what_is_exported_is_read_by_diagnose_and_has_the_same_weights(
     }
     assert is_sealed(out)
     assert "metadata.json" in (out / "SHA256SUMS").read_text()
+
+
+def test_graphs_are_sealed_with_the_package_and_diagnose_still_reads_it(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def write(package: Path, study: StudyConfig, branches: dict[Branch, str]) -> None:
+        asked.append(branches)
+        (package / "us.onnx").write_bytes(b"graph")
+
+    monkeypatch.setattr(export, "require_onnx", lambda study: None)
+    monkeypatch.setattr(export, "write_graphs", write)
+    out = export_package(run_folder, tmp_path / "out", has_onnx=True)
+    assert asked == [{Branch.US: "us.safetensors", Branch.SS: "ss.safetensors"}]
+    assert is_sealed(out)
+    assert "us.onnx" in (out / "SHA256SUMS").read_text()
+    read_model_package(out)
 
 
 def test_the_metadata_are_those_of_a_monai_bundle(run_folder: Path, tmp_path: Path) -> None:
