@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from client.certificate_ends import certificate_ends, ending_soon
 from client.egress import EgressSums, sum_egress
 from client.site import SiteConfig
 
@@ -138,6 +139,7 @@ def status_json(site: SiteConfig) -> dict[str, Any]:
         "is_running": is_daemon_alive(site.state_folder),
         "daemon": None if status is None else asdict(status),
         "egress": asdict(sum_egress(site.state_folder)),
+        "certificate_ends": certificate_ends(site.keys_folder),
     }
 
 
@@ -150,6 +152,7 @@ def status_text(site: SiteConfig) -> str:
         _daemon_line(site, status, is_alive),
         f"centre     {status.centre}{'' if status.is_secure else ' (in the clear, loopback)'}",
         *(_connection_lines(status.connection) if is_alive else []),
+        *[f"renew      {words}" for words in ending_soon(site.keys_folder, site.name)],
         f"work       {_work_text(status, is_alive)}",
         f"cases      {_counts(status.cases) or 'none prepared'}",
         *([f"left out   {_counts(status.left_out)}"] if status.left_out else []),

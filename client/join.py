@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.connection import Contact, admit, reach
+from client.daemon_status import is_daemon_alive
 from client.findings import Finding, FindingError
 from client.keys import CA_CERTIFICATE, NODE_KEY
-from client.kit import authority_fingerprint, check_kit, read_kit, store_kit
+from client.kit import check_kit, read_kit, store_kit
 from client.site import SiteConfig, read_site
 from client.site_folder import add_server
 from dsan_daemon.fingerprints import certificate_fingerprint
@@ -19,6 +20,7 @@ class JoinResult:
     site: SiteConfig
     changes: tuple[str, ...]
     contact: Contact
+    is_started: bool  # its daemon runs, whose node must not be logged off
 
 
 def join(kit_file: Path, config: Path) -> JoinResult:
@@ -30,11 +32,10 @@ def join(kit_file: Path, config: Path) -> JoinResult:
     site = read_site(config)
     kit = read_kit(kit_file)
     check_kit(kit, site, kit_file.name)
+    authority = site.keys_folder / CA_CERTIFICATE
+    is_new_authority = authority.exists() and authority.read_text() != kit.ca_certificate
     store_kit(kit, site)
-    changes = [
-        f"authority and certificate of {kit.server} are kept in {site.keys_folder}",
-        f"authority  {authority_fingerprint(kit)}  (SHA-256; compare it with the operator)",
-    ]
+    changes = [f"authority and certificate of {kit.server} are kept in {site.keys_folder}"]
     if site.server.address == "":
         changes.append(add_server(config, kit.server))
         site = read_site(config)
@@ -42,15 +43,27 @@ def join(kit_file: Path, config: Path) -> JoinResult:
         changes.append(
             f"the kit says {kit.server}; {config} says {site.server.address}, which stays and is used"
         )
-    contact = try_connection(site)
-    return JoinResult(site, tuple(changes), contact)
+    if not is_daemon_alive(site.state_folder):
+        return JoinResult(site, tuple(changes), try_connection(site), is_started=False)
+    changes.append("the daemon that runs here shows the certificate when it next connects to SiteWatch")
+    if is_new_authority:
+        changes.append("the authority's certificate is a new one: restart the daemon before the old one ends")
+    return JoinResult(site, tuple(changes), _good(_reached(site), site), is_started=True)
 
 
 def try_connection(site: SiteConfig) -> Contact:
     """Reach the centre and be taken by it, or FindingError with the code and words of `connection`."""
-    contact = reach(site.server.address, site.keys_folder / CA_CERTIFICATE)
+    contact = _reached(site)
     if contact.code is None:
         contact = admit(site.server.address, site.keys_folder)
+    return _good(contact, site)
+
+
+def _reached(site: SiteConfig) -> Contact:
+    return reach(site.server.address, site.keys_folder / CA_CERTIFICATE)
+
+
+def _good(contact: Contact, site: SiteConfig) -> Contact:
     if contact.code is not None:
         where = f"the way to {site.server.address}"
         raise FindingError(Finding(contact.code, "error", where, contact.reason, contact.fix))
@@ -62,7 +75,7 @@ def connection_findings(site: SiteConfig) -> tuple[Finding, ...]:
     authority = site.keys_folder / CA_CERTIFICATE
     if site.server.address == "" or not authority.exists():
         return ()
-    contact = reach(site.server.address, authority)
+    contact = _reached(site)
     if contact.code is None:
         return ()
     where = f"the way to {site.server.address}"
@@ -88,6 +101,8 @@ def join_text(result: JoinResult, config: Path) -> str:
         f"authority  {authority}",
         "           compare it with the operator by telephone",
     ]
+    if result.is_started:
+        return "\n".join([*lines, f"{result.site.server.address} answers; the daemon goes on"])
     lines += [f"connected: {result.site.server.address} takes {result.site.name}", ""]
     if result.contact.clock_ahead_s is not None:
         lines.insert(-1, f"clock      {result.contact.clock_ahead_s:+.0f} s against the centre's")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
@@ -65,19 +64,13 @@ def check_kit(kit: Kit, site: SiteConfig, file_name: str) -> None:
     authority, certificate = _certificates(kit, file_name)
     _require_issued(authority, certificate, file_name)
     _require_ours(certificate, site, file_name)
-    _require_valid_now(certificate, file_name)
+    _require_valid_now(certificate, site, file_name)
     if kit.release != release() or kit.bundle_digest != bundle_digest():
         message = (
             f"the centre has release {kit.release} with bundle {kit.bundle_digest[:16]}, here is "
             f"{release()} with bundle {bundle_digest()[:16]}"
         )
         raise _refused("KIT-RELEASE", file_name, message, "Install the same release at both sides.")
-
-
-def authority_fingerprint(kit: Kit) -> str:
-    """SHA-256 of the authority's certificate, as `dsan-server init` prints it."""
-    authority = x509.load_pem_x509_certificate(kit.ca_certificate.encode())
-    return authority.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def store_kit(kit: Kit, site: SiteConfig) -> None:
@@ -117,7 +110,7 @@ def _require_ours(certificate: x509.Certificate, site: SiteConfig, file_name: st
         raise _refused("KIT-KEY", file_name, message, fix)
 
 
-def _require_valid_now(certificate: x509.Certificate, file_name: str) -> None:
+def _require_valid_now(certificate: x509.Certificate, site: SiteConfig, file_name: str) -> None:
     now = datetime.now(UTC)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= now <= end:
@@ -125,7 +118,8 @@ def _require_valid_now(certificate: x509.Certificate, file_name: str) -> None:
             f"the certificate is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}, this computer's clock "
             f"says {now:%Y-%m-%d %H:%M} UTC"
         )
-        raise _refused("KIT-EXPIRED", file_name, message, "Correct the clock, or enrol again.")
+        fix = f"Correct the clock, or ask the operator for `dsan-server renew {site.name}` and its kit."
+        raise _refused("KIT-EXPIRED", file_name, message, fix)
 
 
 def _refused(code: str, file_name: str, message: str, fix: str) -> FindingError:

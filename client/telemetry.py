@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptography import x509
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from client.certificate_ends import certificate_ends
 from client.daemon_status import ConnectionStatus
 from client.egress import read_egress
 from client.site import ALL_KINDS, SiteConfig
@@ -110,12 +110,8 @@ def _certificates(keys: Path) -> Metric:
     gauge = GaugeMetricFamily(
         "dsan_client_certificate_expiry_timestamp_seconds", "When a certificate ends.", labels=["kind"]
     )
-    for kind in ("ca", "watch"):
-        try:
-            certificate = x509.load_pem_x509_certificate((keys / f"{kind}.crt").read_bytes())
-        except (OSError, ValueError):
-            continue
-        gauge.add_metric([kind], certificate.not_valid_after_utc.timestamp())
+    for kind, ends in certificate_ends(keys).items():
+        gauge.add_metric([kind], ends)
     return gauge
 
 

@@ -74,22 +74,28 @@ def enrol_site(centre: Centre, config: ServerConfig, file: Path) -> Admitted:
             public_key=request.public_key.strip(),
             fingerprint=fingerprint,
             certificate_serial=f"{certificate.serial_number:x}",
+            certificate=certificate_pem(certificate).decode(),
             enrolled_at=now(),
             earlier=earlier,
         )
-        kit = {
-            "format_version": FORMAT_VERSION,
-            "name": request.name,
-            "server": f"{_bracketed(config.host)}:{config.port}",
-            "ca_certificate": certificate_pem(authority.certificate).decode(),
-            "client_certificate": certificate_pem(certificate).decode(),
-            "release": release(),
-            "bundle_digest": bundle_digest(),
-        }
-        write_atomically(centre.kit(request.name), json.dumps(kit, indent=1).encode() + b"\n")
+        write_kit(centre, config, site)
         write_site(centre, site)
     watch = request_fingerprint(request.certificate_request)
     return Admitted(request.name, fingerprint, watch, request.release, centre.kit(request.name))
+
+
+def write_kit(centre: Centre, config: ServerConfig, site: EnrolledSite) -> None:
+    """NAME.kit.json, the answer to a site."""
+    kit = {
+        "format_version": FORMAT_VERSION,
+        "name": site.name,
+        "server": f"{_bracketed(config.host)}:{config.port}",
+        "ca_certificate": (centre.tls / "ca.crt").read_text(),
+        "client_certificate": site.certificate,
+        "release": release(),
+        "bundle_digest": bundle_digest(),
+    }
+    write_atomically(centre.kit(site.name), json.dumps(kit, indent=1).encode() + b"\n")
 
 
 def revoke_site(centre: Centre, name: str) -> EnrolledSite:
@@ -116,7 +122,8 @@ def revoke_site(centre: Centre, name: str) -> EnrolledSite:
                 "Nothing is left to do.",
                 ExitCode.BAD_DATA,
             )
-        revoke_certificate(centre.tls, int(site.certificate_serial, 16))
+        for serial in (*site.renewed_serials, site.certificate_serial):
+            revoke_certificate(centre.tls, int(serial, 16))
         revoked = site.model_copy(update={"revoked_at": now()})
         write_site(centre, revoked)
         centre.kit(name).unlink(missing_ok=True)

@@ -31,7 +31,8 @@ class Authority:
 def found_authority(tls: Path, host: str) -> None:
     """Write a new authority, the server's key and certificate, and an empty list of revoked ones."""
     tls.mkdir(mode=0o700)
-    authority = _new_authority(host)
+    key = ec.generate_private_key(ec.SECP384R1())
+    authority = _self_signed(key, _name(f"dsan-federated CA of {host}"[:64]))
     server_key = ec.generate_private_key(ec.SECP384R1())
     server = issue_server_certificate(authority, server_key.public_key(), host)
     write_atomically(tls / "ca.key", _key_pem(authority.key), PRIVATE)
@@ -41,11 +42,28 @@ def found_authority(tls: Path, host: str) -> None:
     write_atomically(tls / "crl.pem", _revocation_list(authority, []))
 
 
+def renew_authority(tls: Path) -> Authority:
+    """Its certificate from now on, with the same key and name: what it signed before stays good."""
+    old = load_authority(tls)
+    authority = _self_signed(old.key, old.certificate.subject)
+    revoked = list(x509.load_pem_x509_crl((tls / "crl.pem").read_bytes()))
+    write_atomically(tls / "ca.crt", certificate_pem(authority.certificate))
+    write_atomically(tls / "crl.pem", _revocation_list(authority, revoked))
+    return authority
+
+
+def renew_server_certificate(tls: Path, host: str) -> x509.Certificate:
+    """A new certificate for the server's key."""
+    key = _load_key(tls / "server.key")
+    certificate = issue_server_certificate(load_authority(tls), key.public_key(), host)
+    write_atomically(tls / "server.crt", certificate_pem(certificate))
+    return certificate
+
+
 def load_authority(tls: Path) -> Authority:
     """The authority of a centre's folder."""
-    key = serialization.load_pem_private_key((tls / "ca.key").read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Authority(key, x509.load_pem_x509_certificate((tls / "ca.crt").read_bytes()))
+    certificate = x509.load_pem_x509_certificate((tls / "ca.crt").read_bytes())
+    return Authority(_load_key(tls / "ca.key"), certificate)
 
 
 def issue_server_certificate(
@@ -79,12 +97,10 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _new_authority(host: str) -> Authority:
-    key = ec.generate_private_key(ec.SECP384R1())
-    name = _name(f"dsan-federated CA of {host}"[:64])
+def _self_signed(key: ec.EllipticCurvePrivateKey, name: x509.Name) -> Authority:
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
     builder = (
-        _builder(name, name, key.public_key(), AUTHORITY_YEARS)
+        _builder(name, name, key.public_key(), _years_from_now(AUTHORITY_YEARS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -97,8 +113,9 @@ def _leaf(
 ) -> x509.CertificateBuilder:
     identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    ends = min(_years_from_now(CERTIFICATE_YEARS), authority.certificate.not_valid_after_utc)
     return (
-        _builder(_name(name[:64]), authority.certificate.subject, key, CERTIFICATE_YEARS)
+        _builder(_name(name[:64]), authority.certificate.subject, key, ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -108,18 +125,21 @@ def _leaf(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, years: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, ends: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=365 * years))
+        .not_valid_before(datetime.now(UTC) - CLOCK_SKEW)
+        .not_valid_after(ends)
     )
+
+
+def _years_from_now(years: int) -> datetime:
+    return datetime.now(UTC) + timedelta(days=365 * years)
 
 
 def _revocation_list(authority: Authority, revoked: list[x509.RevokedCertificate]) -> bytes:
@@ -160,6 +180,12 @@ def _alternative_name(host: str) -> x509.GeneralName:
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

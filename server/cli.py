@@ -107,6 +107,46 @@ def revoke(
 
 
 @app.command()
+def renew(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SITE]...", help="Sites; none: the server's own certificate.", show_default=False
+        ),
+    ] = None,
+    folder: Folder = HERE,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="The authority's own, the server's and every site's.")
+    ] = False,
+) -> None:
+    """Give certificates a later end, with the keys as they are; nobody is enrolled anew.
+
+    A daemon that runs takes the server's at once. A site gets a new NAME.kit.json, for `dsan-client join`.
+
+    Example: dsan-server renew hospital-1 hospital-2
+    """
+    if names and authority:
+        raise typer.BadParameter("--authority renews every site: name none")
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.founding import authority_fingerprint
+        from server.renewal import renew_consortium, renew_server, renew_sites
+
+        centre, config = open_centre(folder)
+        if authority:
+            ends, sites = renew_consortium(centre, config)
+            _print(f"the authority and the list of revoked certificates last until {ends:%Y-%m-%d}")
+            _print(f"fingerprint of its new certificate (SHA-256):\n  {authority_fingerprint(centre)}")
+        elif names:
+            sites = renew_sites(centre, config, names)
+        else:
+            sites = []
+            _print(f"the server's certificate lasts until {renew_server(centre, config):%Y-%m-%d}")
+        for site in sites:
+            _print(f"{site.name}: until {site.ends:%Y-%m-%d}; send it {site.kit}, for `dsan-client join`")
+
+
+@app.command()
 def start(
     folder: Folder = HERE,
     insecure_loopback: Annotated[

@@ -108,6 +108,7 @@ class ConsoleServer:
             ssl_certfile=access.certificate if access else None,
             ssl_keyfile=access.key if access else None,
         )
+        self._access = access
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
 
@@ -120,6 +121,11 @@ class ConsoleServer:
         )
         self._thread.start()
         return int(listening.getsockname()[1])
+
+    def read_certificate(self) -> None:
+        """Show new connections the certificate that the file holds now."""
+        if self._access is not None and self._server.config.ssl is not None:
+            self._server.config.ssl.load_cert_chain(self._access.certificate, self._access.key)
 
     def stop(self) -> None:
         """Stop listening."""

@@ -65,41 +65,42 @@ class _Daemon:
         self._superlink_port = config.port if is_insecure else _free_port()
         self._superlink = SuperLink(self._superlink_port)
         self._keeper = StudyKeeper(centre, self._superlink)
+        self._console = self._new_console()
         self._answered_at = time.monotonic()
         self._is_ready = False
         self._reason = "the SuperLink does not answer yet"
         self._members_seen = 0
-        self._revoked_seen = 0
+        self._tls_seen: tuple[int, ...] = ()
 
     def run(self, stopping: threading.Event) -> None:
         """Start everything, tend it until told to stop; the supervisor ends the processes."""
         site_watch = self._site_watch()
         health = HealthServer(self._config.health_port, self.readiness, centre_registry(self._centre.folder))
-        console = self._console()
         try:
             site_watch_port = _listening("port", self._config.port + 1, site_watch.start)
             _listening("health_port", self._config.health_port, health.start)
-            _listening("console_port", self._config.console_port, console.start)
+            _listening("console_port", self._config.console_port, self._console.start)
             self._start_programs(site_watch_port)
             self._tend_until(stopping)
             notify_stopping("stopping")
             log.info("stopping")
         finally:
             site_watch.stop()
-            console.stop()
+            self._console.stop()
             health.stop()
             self._superlink.close()
 
     def readiness(self) -> tuple[bool, str]:
         """Whether sites and studies are served, and if not, why."""
-        return self._is_ready and not self._reason, self._reason or "ready"
+        reason = self._reason or self._missing_program()
+        return self._is_ready and not reason, reason or "ready"
 
     def _site_watch(self) -> SiteWatchServer:
         if self._is_insecure:
             return SiteWatchServer(f"{LOOPBACK}:{self._config.port + 1}", None, self._centre.state)
         return SiteWatchServer(f"{LOOPBACK}:0", self._proxy_secret(), self._centre.state)
 
-    def _console(self) -> ConsoleServer:
+    def _new_console(self) -> ConsoleServer:
         listen, port = self._config.console_listen, self._config.console_port
         if is_loopback(listen):
             return ConsoleServer(self._centre.folder, listen, port)
@@ -122,7 +123,7 @@ class _Daemon:
             )
         else:
             behind = Behind(port, site_watch_port, self._proxy_secret())
-            self._revoked_seen = _version(self._centre.tls / "crl.pem")
+            self._tls_seen = self._tls_version()
             self._supervisor.start(write_proxy(self._centre, self._config, behind))
         self._tell(site_watch_port)
 
@@ -163,13 +164,13 @@ class _Daemon:
     def _look(self) -> None:
         try:
             self._tend_superlink()
-            self._reason = self._missing_program()
+            self._reason = ""
         except SuperLinkError as error:
             self._tend_deaf(error)
         except (OSError, ValueError, RefusedError) as error:  # a full disk, a damaged file: the rest goes on
             self._complain(error)
-        if not self._is_insecure and _version(self._centre.tls / "crl.pem") != self._revoked_seen:
-            self._reload_proxy()
+        if not self._is_insecure and self._tls_version() != self._tls_seen:
+            self._reload_certificates()
         for path in (*(self._centre.state / "logs").glob("*.log"), self._centre.state / "nginx/refused.log"):
             _shorten_log(path)
 
@@ -204,12 +205,16 @@ class _Daemon:
         waiting = [name for name, status in self._supervisor.status().items() if status.pid is None]
         return f"{', '.join(waiting)}: waits to be started again" if waiting else ""
 
-    def _reload_proxy(self) -> None:
-        pid = self._supervisor.status()["nginx"].pid
+    def _reload_certificates(self) -> None:
+        pid, version = self._supervisor.status()["nginx"].pid, self._tls_version()
         if pid is not None:
             os.kill(pid, signal.SIGHUP)
-            self._revoked_seen = _version(self._centre.tls / "crl.pem")
-            log.info("the proxy reads the list of revoked certificates again")
+            self._console.read_certificate()
+            self._tls_seen = version
+            log.info("certificates and the list of revoked ones are read again")
+
+    def _tls_version(self) -> tuple[int, ...]:
+        return tuple(_version(self._centre.tls / name) for name in ("crl.pem", "server.crt", "ca.crt"))
 
     def _proxy_secret(self) -> str:
         return _secret(self._centre.state / "proxy.secret")

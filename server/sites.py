@@ -21,6 +21,8 @@ class Enrolment(BaseModel):
     public_key: str  # OpenSSH form
     fingerprint: str  # as ssh-keygen -l prints it
     certificate_serial: str  # hexadecimal
+    certificate: str  # PEM; its key is the site's, made there
+    renewed_serials: tuple[str, ...] = ()  # of the certificates that this one took the place of
     enrolled_at: datetime
     revoked_at: datetime | None = None
 

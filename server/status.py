@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from server.expiry import SOON_S, Ending, endings
 from server.ledger import read_ledger
 from server.round_files import StudyOutline, read_outline, read_rounds
 from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, read_watch
@@ -84,6 +85,12 @@ class CentreStatus:
     run: RunStatus | None
     sites: tuple[SiteInRun, ...]
     events: tuple[tuple[float, str, str], ...] = ()  # time, event, message; oldest first
+    certificates: tuple[Ending, ...] = ()
+
+    @property
+    def ending_soon(self) -> list[str]:
+        """Certificates that end within 30 days or have ended, in words."""
+        return [ending.in_words(self.now) for ending in self.certificates if ending.ends - self.now < SOON_S]
 
 
 def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
@@ -94,8 +101,10 @@ def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
     run_folder = folder / "runs" / run_name if run_name else newest_run(folder / "runs")
     if run_folder is None:
         sites = tuple(_idle(name, watched, now) for name in _members(folder, watched))
-        return CentreStatus(now, is_watching(state), None, sites)
-    return _with_run(folder, run_folder, watched, now)
+        found = CentreStatus(now, is_watching(state), None, sites)
+    else:
+        found = _with_run(folder, run_folder, watched, now)
+    return replace(found, certificates=tuple(endings(folder)))
 
 
 def newest_run(runs: Path) -> Path | None:

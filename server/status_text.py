@@ -35,7 +35,7 @@ def status_text(folder: Path, run: str | None = None) -> str:
 
 
 def status_json(folder: Path, run: str | None = None) -> str:
-    """The same as JSON: `centre`, `run` (null if there is none) and `sites`; null is what there is not."""
+    """The same as JSON; null is what there is not. Keys: docs/reference/commands.md."""
     status = centre_status(folder, run)
     return json.dumps(
         {
@@ -43,6 +43,7 @@ def status_json(folder: Path, run: str | None = None) -> str:
             "centre": {"time": status.now, "site_watch": status.is_watching},
             "run": asdict(status.run) if status.run else None,
             "sites": [_site_json(site, status.now) for site in status.sites],
+            "certificates": [asdict(ending) for ending in status.certificates],
         },
         indent=1,
     )
@@ -68,6 +69,7 @@ def status_view(status: CentreStatus) -> Group:
     else:
         parts.append(Text("no site is enrolled"))
     parts += [Text(f"! {site.name}: {site.late}", "bold yellow") for site in status.sites if site.late]
+    parts += [Text(f"! {words}", "bold yellow") for words in status.ending_soon]
     return Group(*parts)
 
 

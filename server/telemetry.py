@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptography import x509
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dsan_model.watch import BRANCHES, PHASES
+from server.expiry import Ending
 from server.ledger import read_ledger
 from server.round_files import read_rounds, read_validation, validation_score
 from server.status import CentreStatus, RunStatus, SiteInRun, centre_status, shown_folder
@@ -54,6 +54,7 @@ class CentreCollector(Collector):
             yield from _ledger(status.run, run_folder)
             yield _validation(status.run, run_folder)
         yield from _machine(self._folder)
+        yield from _certificates(status.certificates)
 
 
 def _run(run: RunStatus, now: float) -> Iterator[Metric]:
@@ -190,26 +191,22 @@ def _machine(folder: Path) -> Iterator[Metric]:
     disk = shutil.disk_usage(folder)
     yield _gauge("dsan_disk_free_bytes", "Free disk where the centre's folder lies.", disk.free)
     yield _gauge("dsan_disk_size_bytes", "Size of that disk.", disk.total)
-    expiry = GaugeMetricFamily(
+
+
+def _certificates(certificates: tuple[Ending, ...]) -> Iterator[Metric]:
+    own = GaugeMetricFamily(
         "dsan_certificate_expiry_timestamp_seconds", "When a certificate, or the CRL, ends.", labels=["kind"]
     )
-    for kind, name in (("ca", "ca.crt"), ("server", "server.crt"), ("crl", "crl.pem")):
-        ends = _ends(folder / "tls" / name)
-        if ends is not None:
-            expiry.add_metric([kind], ends)
-    yield expiry
-
-
-def _ends(path: Path) -> float | None:
-    """When a certificate or a list of revoked ones ends; None if it is not there or does not read."""
-    try:
-        pem = path.read_bytes()
-        if b"X509 CRL" in pem:
-            update = x509.load_pem_x509_crl(pem).next_update_utc
-            return update.timestamp() if update else None
-        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
-    except (OSError, ValueError):
-        return None
+    of_sites = GaugeMetricFamily(
+        "dsan_site_certificate_expiry_timestamp_seconds", "When a site's certificate ends.", labels=["site"]
+    )
+    for ending in certificates:
+        if ending.kind == "site":
+            of_sites.add_metric([ending.site], ending.ends)
+        else:
+            own.add_metric([ending.kind], ending.ends)
+    yield own
+    yield of_sites
 
 
 def _gauge(name: str, text: str, value: float, labels: dict[str, str] | None = None) -> Metric:

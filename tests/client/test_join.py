@@ -1,5 +1,6 @@
 """`join`: kit, site, keys and release belong together, and every way not to reach the centre has words."""
 
+import fcntl
 import json
 import socket
 import ssl
@@ -21,7 +22,7 @@ from client import connection
 from client.cli import app
 from client.connection import reach
 from client.findings import FindingError
-from client.join import connection_findings, join
+from client.join import connection_findings, join, join_text
 from client.site import read_site
 from client.site_folder import init_site
 from dsan_daemon.bundle import bundle_digest, release
@@ -157,6 +158,22 @@ def listening(tls: Path | None, status: int = 401, clock_ahead_s: float = 0.0) -
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_new_kit_is_kept_while_the_daemon_runs_and_its_node_is_left_alone(centre: Centre) -> None:
+    refusal(centre.kit(), centre)  # it had joined before
+    renewed = centre.kit()
+    state = centre.site / "state"
+    state.mkdir()
+    with listening(centre.tls) as port, (state / "daemon.lock").open("w") as lock:
+        settings = (centre.site / "site.toml").read_text().replace("127.0.0.1:1", f"127.0.0.1:{port}")
+        (centre.site / "site.toml").write_text(settings)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a daemon that runs; asking for its node would be refused here
+        result = join(renewed, centre.site / "site.toml")
+    assert result.is_started
+    assert "next: dsan-client start" not in join_text(result, centre.site / "site.toml")
+    kept = (centre.site / "keys" / "watch.crt").read_text()
+    assert kept == json.loads(renewed.read_text())["client_certificate"]
 
 
 def test_a_centre_is_reached_and_the_clocks_are_compared(centre: Centre) -> None:

@@ -64,6 +64,9 @@ def centre(tmp_path: Path) -> Iterator[Path]:
     run = write_centre(folder)
     append_round(run, [LedgerEntry(2, "south", "us", "rejected", code="UPDATE-TOO-LARGE", message="")])
     write_certificates(folder / "tls", "ca", "server")
+    certificate = (folder / "tls" / "server.crt").read_text()
+    east = {"name": "east", "revoked_at": None, "certificate": certificate}
+    (folder / "sites" / "east.json").write_text(json.dumps(east))
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder

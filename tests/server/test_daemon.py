@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from debian_programs import debian_program
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
@@ -33,6 +35,7 @@ from dsan_model.watch_pb2 import Order, SiteStatus
 from dsan_model.watch_pb2_grpc import SiteWatchStub
 from server.admittance import enrol_site, revoke_site
 from server.certificates import certificate_pem, found_authority, issue_client_certificate, load_authority
+from server.renewal import renew_server, renew_sites
 from server.watch_file import read_watch
 
 Stream = Iterator[Order]
@@ -150,12 +153,14 @@ def activate(running: Any, keys: Any) -> int:
 
 
 def pull(running: Any, keys: Any, node_id: int) -> int:
-    """The status of the answer to a node that asks for messages."""
+    """The status of the answer to a node that asks for messages; 0: nobody listens."""
     with fleet(running, keys) as client:
         try:
             client.PullMessages(PullMessagesRequest(node=Node(node_id=node_id)))
         except httpx.HTTPStatusError as error:
             return error.response.status_code
+        except httpx.TransportError:
+            return 0
     return 200
 
 
@@ -315,6 +320,29 @@ def test_a_revoked_site_is_cut_off_within_seconds(
     assert pull(running, enrolled["north"], running.node_id("north")) == 200
 
 
+def test_a_renewed_certificate_of_the_server_is_shown_at_once_and_the_sites_old_ones_stay_good(
+    running: Any, running_centre: ModuleType, enrolled: dict[str, Any], site_keys: ModuleType
+) -> None:
+    old = client_certificate(running, enrolled["north"], "north", site_keys)
+    ends = renew_server(running.centre, running.config)
+    renew_sites(running.centre, running.config, ["north"])
+    running_centre.wait_until(lambda: end_of_shown_certificate(running) == ends, seconds=20)
+    for certificate in (old, client_certificate(running, enrolled["north"], "north", site_keys)):
+        with site_watch(running, certificate) as channel:
+            stream = SiteWatchStub(channel).Watch(statuses(), wait_for_ready=True, timeout=15)
+            assert next(stream).kind == Order.NONE
+            stream.cancel()
+
+
+def end_of_shown_certificate(running: Any) -> datetime:
+    with (
+        socket.create_connection(("127.0.0.1", running.config.port), timeout=10) as plain,
+        tls(running).wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        shown = connection.getpeercert(binary_form=True)
+    return x509.load_der_x509_certificate(shown or b"").not_valid_after_utc
+
+
 def test_a_damaged_file_of_a_site_is_said_and_ends_nothing(
     running: Any, running_centre: ModuleType, enrolled: dict[str, Any]
 ) -> None:
@@ -332,17 +360,25 @@ def test_a_second_daemon_in_the_folder_is_refused(running: Any) -> None:
     assert "DAEMON-RUNS" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["nginx", "superexec", "superlink"])
+def pid_of(running: Any, command: str) -> int | None:
+    """The recorded process whose command line has this word."""
+    for pid in json.loads((running.centre.state / "processes.json").read_text()):
+        with suppress(OSError):
+            if command.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    return None
+
+
+@pytest.mark.parametrize("command", ["nginx", "flower-superexec", "server.superlink_main"])
 def test_a_program_that_is_killed_comes_back(
-    running: Any, running_centre: ModuleType, enrolled: dict[str, Any], program: str
+    running: Any, running_centre: ModuleType, enrolled: dict[str, Any], command: str
 ) -> None:
-    recorded = json.loads((running.centre.state / "processes.json").read_text())
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in recorded}
-    pid = next(pid for pid, command in commands.items() if program.encode() in command)
-    os.kill(int(pid), signal.SIGKILL)
-    running_centre.wait_until(lambda: running.readiness()[0] == 503)
+    killed = pid_of(running, command)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    running_centre.wait_until(lambda: pid_of(running, command) not in (None, killed))
     running.wait_until_ready()
-    assert pull(running, enrolled["north"], running.node_id("north")) == 200
+    running_centre.wait_until(lambda: pull(running, enrolled["north"], running.node_id("north")) == 200)
 
 
 def test_a_daemon_that_is_killed_leaves_nothing_in_the_way_of_the_next(

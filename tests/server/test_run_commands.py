@@ -34,6 +34,7 @@ def centre(tmp_path: Path) -> Centre:
             public_key="",
             fingerprint="",
             certificate_serial="1",
+            certificate="",
             enrolled_at=now(),
             revoked_at=revoked,
         )

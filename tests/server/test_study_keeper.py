@@ -221,6 +221,7 @@ def enrol(centre: Centre, name: str, keys: object) -> None:
             public_key=keys.public_key,
             fingerprint="",
             certificate_serial="1",
+            certificate="",
             enrolled_at=now(),  # type: ignore[attr-defined]
         )
         write_site(centre, site)
