@@ -29,7 +29,7 @@ from dsan_model.traffic import LARGEST_EXPONENT, PackedWeights, Precision
 from dsan_model.training import TrainingConfig
 from dsan_model.weights import Layout
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 1: weights in full precision, trained weights instead of updates
 AGES = 121  # years 0 to 120 of the histograms of Table I
 
 
@@ -271,15 +271,18 @@ def encode(message: Request | Reply) -> RecordDict:
 
 
 def decode(record: RecordDict, expected: type[Message]) -> Message | Refusal:
-    """The expected message, or the refusal that came in its place. ProtocolError on anything else."""
+    """The expected message, or the refusal that came in its place. ProtocolError on anything else.
+
+    A refusal has the same form in every version: it is how sides of two versions tell each other why.
+    """
     head = _read_head(record)
+    if head.get("message") == Refusal.__name__:
+        return _read(record, head, Refusal)
     if head.get("protocol") != PROTOCOL_VERSION:
         raise ProtocolError(
             f"the message speaks protocol {head.get('protocol')!r}, this installation speaks "
             f"{PROTOCOL_VERSION}: install the same release of dsan-federated at the centre and at every site"
         )
-    if head.get("message") == Refusal.__name__:
-        return _read(record, head, Refusal)
     if head.get("message") != expected.__name__:
         raise ProtocolError(f"expected a {expected.__name__}, found a {head.get('message')!r}")
     return _read(record, head, expected)

@@ -268,7 +268,7 @@ def test_the_size_of_a_message_is_that_of_its_arrays_and_its_head() -> None:
 
 BAD_HEADS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no protocol": (lambda head: head.pop("protocol"), "speaks protocol None"),
-    "other protocol": (lambda head: head.update(protocol=2), "speaks protocol 2, this installation speaks 1"),
+    "older protocol": (lambda head: head.update(protocol=1), "speaks protocol 1, this installation speaks 2"),
     "no message": (lambda head: head.pop("message"), "found a None"),
     "unknown message": (lambda head: head.update(message="Reboot"), "found a 'Reboot'"),
     "no fields": (lambda head: head.pop("fields"), "fields"),
@@ -384,6 +384,13 @@ def test_a_bad_head_is_a_protocol_error_that_says_what_is_wrong(name: str) -> No
     change, reason = BAD_HEADS[name]
     with pytest.raises(ProtocolError, match=reason):
         decode(changed(A_ROUND, change), RoundRequest)
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3])
+def test_a_refusal_is_read_in_every_protocol(protocol: int) -> None:
+    refusal = Refusal("north", "REQUEST-PROTOCOL", "the message speaks protocol 2, ...")
+    record = changed(refusal, lambda head: head.update(protocol=protocol))
+    assert decode(record, RoundReply) == refusal
 
 
 @pytest.mark.parametrize("field", ["branches", "infection_ratio"])

@@ -1,5 +1,6 @@
 """Asking sites over Flower's Grid: real messages to a ClientApp that answers well, badly or late."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,21 @@ def answers_another_question(name: str, message: Message) -> Message:
     return Message(encode(ExplainReply(name, 1.0, ())), reply_to=message)
 
 
+def in_protocol_1(reply: Message) -> Message:
+    """The reply as a release before this protocol sends it."""
+    head = json.loads(str(reply.content.config_records["head"]["json"]))
+    reply.content["head"] = ConfigRecord({"json": json.dumps(head | {"protocol": 1})})
+    return reply
+
+
+def answers_in_protocol_1(name: str, message: Message) -> Message:
+    return in_protocol_1(answers(name, message))
+
+
+def refuses_in_protocol_1(name: str, message: Message) -> Message:
+    return in_protocol_1(refuses(name, message))
+
+
 def fails_in_flower(name: str, message: Message) -> Message:
     return Message(Error(1, SECRET), reply_to=message)
 
@@ -112,6 +128,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
         answers_garbage,
         answers_nothing,
         answers_another_question,
+        answers_in_protocol_1,
+        refuses_in_protocol_1,
         fails_in_flower,
     )
 }
@@ -211,6 +229,16 @@ def test_an_answer_that_is_none_is_a_failure_of_its_site_alone(
     assert isinstance(east.answer, Failure)
     assert east.answer.code == "REPLY-PROTOCOL"
     assert isinstance(north.answer, SiteDescription)
+
+
+def test_a_site_of_another_protocol_is_refused_with_both_versions_and_its_own_reason_is_read(
+    connect: Callable[..., Exchange],
+) -> None:
+    east, north = ask(connect(east=answers_in_protocol_1, north=refuses_in_protocol_1))
+    assert isinstance(east.answer, Failure)
+    assert (east.site, east.answer.code) == ("east", "REPLY-PROTOCOL")
+    assert "speaks protocol 1, this installation speaks 2: install the same release" in east.answer.message
+    assert north.answer == Failure("SITE-RECIPE", "prepare again", "north")
 
 
 def test_a_site_whose_node_is_gone_is_unavailable(connect: Callable[..., Exchange]) -> None:
