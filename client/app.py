@@ -20,6 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from safetensors import SafetensorError
 
 from client import work
+from client.drained import is_drained
 from client.egress import EgressLine, now, record_egress
 from client.findings import FindingError
 from client.policy import kind_name, require_allowed
@@ -173,6 +174,8 @@ def _answer(
     if isinstance(request, Refusal):
         raise ProtocolError("a refusal is not a request")
     require_allowed(config.policy, request)
+    if is_drained(config.state_folder, request.terms.name):
+        raise RefusedError("SITE-DRAINED", "by order of the centre, this site takes no message of this study")
     progress = ProgressFile(config.progress_file, *asked_by(message.content))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.machine.threads or threads_before)

@@ -32,6 +32,7 @@ from client.daemon_status import (
     prepared_counts,
     write_status,
 )
+from client.drained import DRAINED, EVERY_STUDY, after_order, read_drained, write_drained
 from client.egress import last_refusal
 from client.findings import Finding, FindingError
 from client.installed_code import require_lock
@@ -59,6 +60,7 @@ NODE_PAUSE_S = 10.0  # after ending the SuperNode: the centre must see that it w
 NODE_SILENCE_S = 300.0  # of a SuperNode whose centre can be reached
 EVENTS_KEPT = 20
 RECORD = "processes.json"
+DRAINED_WORDS = "drained: no message is taken until the centre's operator says so (`dsan-server undrain`)"
 
 log = logging.getLogger("dsan.client")
 
@@ -95,7 +97,8 @@ class Daemon:
         self.started = time.time()
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self.is_draining = self.is_drained = False
+        self.drained = read_drained(self.state)
+        self.is_drained = self.is_draining  # no message is in work, and no SuperNode takes one
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
         self.counts = prepared_counts(site)
@@ -112,12 +115,14 @@ class Daemon:
     def start(self) -> None:
         """Start the processes and the threads. FindingError DAEMON-PORT if the health port is taken."""
         self.health_port = _listen(self.health, self.site)
-        self.supervisor.start(self.supernode)
-        self.supervisor.start(self.superexec)
+        if not self.is_drained:
+            self.supervisor.start(self.supernode)
+            self.supervisor.start(self.superexec)
         self.connection.start()
         if self.watch is not None:
             self.watch.start()
-        self._tell(f"daemon of {self.site.name} started, centre {self.centre.address}")
+        drained = f", {DRAINED_WORDS}" if self.is_drained else ""
+        self._tell(f"daemon of {self.site.name} started, centre {self.centre.address}{drained}")
         notify_ready("started")
 
     def tend(self) -> None:
@@ -146,6 +151,11 @@ class Daemon:
         self.supervisor.stop_all(LEAVE_S)
         self._write_status()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the message in work is the last one, of whatever study."""
+        return EVERY_STUDY in self.drained
+
     def status(self) -> DaemonStatus:
         """What status.json says."""
         if time.monotonic() >= self.count_due:
@@ -162,6 +172,7 @@ class Daemon:
             centre=self.centre.address,
             is_secure=self.centre.is_secure,
             is_drained=self.is_drained,
+            drained_studies=self.drained,
             health_port=self.health_port,
             connection=self._connection(),
             work=self.work_status(),
@@ -175,7 +186,7 @@ class Daemon:
     def readiness(self) -> tuple[bool, str]:
         """Whether messages of the centre are taken, and if not, why."""
         if self.is_drained:
-            return False, "drained: takes no message until it is started again"
+            return False, DRAINED_WORDS
         connection = self._connection()
         return connection.is_connected, connection.reason or "connected"
 
@@ -221,7 +232,7 @@ class Daemon:
     def _site_status(self) -> SiteStatus:
         """What SiteWatch tells the centre; called in its thread."""
         work = self.work_status()
-        phase = "draining" if self.is_draining and work.phase == "idle" else work.phase
+        phase = "drained" if self.is_draining and work.phase == "idle" else work.phase
         return SiteStatus(
             study=work.study,
             round=work.round or 0,
@@ -244,12 +255,31 @@ class Daemon:
 
     def _obey(self, order: Order) -> None:
         work = self.work_status()
-        if order.kind == Order.DRAIN and not self.is_draining:
-            self.is_draining = True
-            self._tell("the centre ordered to drain: the message in work is the last one")
+        if order.kind in (Order.DRAIN, Order.UNDRAIN):
+            self._drain(after_order(self.drained, order))
         elif order.kind == Order.STOP and work.phase != "idle" and is_about(order, work.study):
             self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
             self.supervisor.restart(SUPEREXEC)
+
+    def _drain(self, drained: tuple[str, ...]) -> None:
+        """From now on these studies are drained."""
+        if drained == self.drained:
+            return
+        self.drained = drained
+        try:
+            write_drained(self.state, drained)
+        except OSError as error:
+            log.error(
+                "%s cannot be written, so that the order ends with the daemon: %s", DRAINED, error.strerror
+            )
+        if self.is_draining:
+            self._tell("the centre ordered to drain: the message in work is the last one")
+            return
+        studies = f"study {', '.join(drained)}" if drained else "nothing any more"
+        self._tell(f"by order of the centre, drained is {studies}")
+        if self.is_drained:
+            self.is_drained, self.node_back_at = False, time.monotonic() + NODE_PAUSE_S
+            self.supervisor.start(self.superexec)
 
     def _watch_work(self) -> None:
         node, record = self._node(), read_record(self.state)
@@ -264,7 +294,7 @@ class Daemon:
         if self.is_draining and work.taken is None:
             self.is_drained, self.node_back_at = True, None
             self.supervisor.stop_all(LEAVE_S)
-            self._tell("drained: no message is taken until the daemon is started again")
+            self._tell(DRAINED_WORDS)
         elif (reason := trouble(work, self.site.daemon, time.time())) is not None:
             self._restart_work(reason)
 

@@ -75,6 +75,7 @@ class DaemonStatus:
     centre: str
     is_secure: bool
     is_drained: bool
+    drained_studies: tuple[str, ...]  # "": every one
     health_port: int
     connection: ConnectionStatus
     work: WorkStatus
@@ -103,6 +104,7 @@ def read_status(state_folder: Path) -> DaemonStatus | None:
                 "connection": ConnectionStatus(**found["connection"]),
                 "work": WorkStatus(**found["work"]),
                 "processes": {name: ProcessLine(**line) for name, line in found["processes"].items()},
+                "drained_studies": tuple(found["drained_studies"]),
                 "events": tuple(Event(**event) for event in found["events"]),
             }
         )
@@ -151,6 +153,7 @@ def status_text(site: SiteConfig) -> str:
     lines = [
         _daemon_line(site, status, is_alive),
         f"centre     {status.centre}{'' if status.is_secure else ' (in the clear, loopback)'}",
+        *(_drained_lines(status) if is_alive else []),
         *(_connection_lines(status.connection) if is_alive else []),
         *[f"renew      {words}" for words in ending_soon(site.keys_folder, site.name)],
         f"work       {_work_text(status, is_alive)}",
@@ -170,9 +173,19 @@ def _daemon_line(site: SiteConfig, status: DaemonStatus, is_alive: bool) -> str:
             f"site       {site.name}: the daemon is DEAD; its last word was {_ago(status.written)} "
             "(start it again: what was finished is kept)"
         )
-    drained = "; drained: takes no message until it is started again" if status.is_drained else ""
     running = f"daemon {status.pid} runs since {_clock(status.started)}"
-    return f"site       {site.name}: {running}, release {status.release}{drained}"
+    return f"site       {site.name}: {running}, release {status.release}"
+
+
+def _drained_lines(status: DaemonStatus) -> list[str]:
+    if not status.drained_studies:
+        return []
+    until = f"until the operator says `dsan-server undrain {status.site}`"
+    if status.is_drained:
+        return [f"drained    takes no message {until}"]
+    if "" in status.drained_studies:
+        return [f"drained    the message in work is the last one {until}"]
+    return [f"drained    takes no message of {', '.join(status.drained_studies)} {until}"]
 
 
 def _connection_lines(connection: ConnectionStatus) -> list[str]:

@@ -148,7 +148,7 @@ class SiteWatchClient:
         if self.connected_since is None:
             self.connected_since, self.reason = time.time(), ""
             log.info("the centre at %s watches", self._address)
-        if order.kind in (Order.STOP, Order.DRAIN):
+        if order.kind != Order.NONE:
             log.warning(
                 "the centre orders: %s %s",
                 Order.Kind.Name(order.kind),

@@ -19,7 +19,7 @@ PHASES = (
     "fitting",
     "explaining",
     "sending",
-    "draining",
+    "drained",
     "stopping",
 )
 BRANCHES = tuple(branch.value for branch in Branch)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64san_model/watch.proto\x12\rdsan.watch.v1\"\xe4\x01\n\nSiteStatus\x12\r\n\x05study\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\r\n\x05\x65ta_s\x18\x07 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x08 \x01(\x04\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x0f\n\x07release\x18\n \x01(\t\x12\x13\n\x0bsent_unix_s\x18\x0b \x01(\x01\x12\x1a\n\x12phase_since_unix_s\x18\x0c \x01(\x01\"f\n\x05Order\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.dsan.watch.v1.Order.Kind\x12\r\n\x05study\x18\x02 \x01(\t\"%\n\x04Kind\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\t\n\x05\x44RAIN\x10\x02\x32I\n\tSiteWatch\x12<\n\x05Watch\x12\x19.dsan.watch.v1.SiteStatus\x1a\x14.dsan.watch.v1.Order(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64san_model/watch.proto\x12\rdsan.watch.v1\"\xe4\x01\n\nSiteStatus\x12\r\n\x05study\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\r\n\x05\x65ta_s\x18\x07 \x01(\x01\x12\x17\n\x0f\x64isk_free_bytes\x18\x08 \x01(\x04\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x0f\n\x07release\x18\n \x01(\t\x12\x13\n\x0bsent_unix_s\x18\x0b \x01(\x01\x12\x1a\n\x12phase_since_unix_s\x18\x0c \x01(\x01\"s\n\x05Order\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.dsan.watch.v1.Order.Kind\x12\r\n\x05study\x18\x02 \x01(\t\"2\n\x04Kind\x12\x08\n\x04NONE\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\t\n\x05\x44RAIN\x10\x02\x12\x0b\n\x07UNDRAIN\x10\x03\x32I\n\tSiteWatch\x12<\n\x05Watch\x12\x19.dsan.watch.v1.SiteStatus\x1a\x14.dsan.watch.v1.Order(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SITESTATUS']._serialized_start=42
   _globals['_SITESTATUS']._serialized_end=270
   _globals['_ORDER']._serialized_start=272
-  _globals['_ORDER']._serialized_end=374
+  _globals['_ORDER']._serialized_end=387
   _globals['_ORDER_KIND']._serialized_start=337
-  _globals['_ORDER_KIND']._serialized_end=374
-  _globals['_SITEWATCH']._serialized_start=376
-  _globals['_SITEWATCH']._serialized_end=449
+  _globals['_ORDER_KIND']._serialized_end=387
+  _globals['_SITEWATCH']._serialized_start=389
+  _globals['_SITEWATCH']._serialized_end=462
 # @@protoc_insertion_point(module_scope)

@@ -40,9 +40,11 @@ class Order(_message.Message):
         NONE: _ClassVar[Order.Kind]
         STOP: _ClassVar[Order.Kind]
         DRAIN: _ClassVar[Order.Kind]
+        UNDRAIN: _ClassVar[Order.Kind]
     NONE: Order.Kind
     STOP: Order.Kind
     DRAIN: Order.Kind
+    UNDRAIN: Order.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     STUDY_FIELD_NUMBER: _ClassVar[int]
     kind: Order.Kind

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Option("--dir", help="The centre's folder.")]
+OfStudy = Annotated[
+    str | None, typer.Option("--study", metavar="RUN", help="Of this study alone (default: of every one).")
+]
 HERE = Path()
 
 
@@ -231,6 +234,34 @@ def stop(
 
 
 @app.command()
+def drain(
+    site: Annotated[str, typer.Argument(metavar="SITE", help="An enrolled site.")],
+    study: OfStudy = None,
+    folder: Folder = HERE,
+) -> None:
+    """Let a site finish the message in work and take no other, until `undrain`.
+
+    Without --study its messages wait here meanwhile; with it they are refused there (SITE-DRAINED).
+
+    Example: dsan-server drain hospital-1
+    """
+    _order(folder, site, "drain", study)
+
+
+@app.command()
+def undrain(
+    site: Annotated[str, typer.Argument(metavar="SITE", help="An enrolled site.")],
+    study: OfStudy = None,
+    folder: Folder = HERE,
+) -> None:
+    """Let a site take messages again; without --study those of every study.
+
+    Example: dsan-server undrain hospital-1
+    """
+    _order(folder, site, "undrain", study)
+
+
+@app.command()
 def status(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="The study's name; the newest by default.")
@@ -299,6 +330,19 @@ def export(
 
         centre, _ = open_centre(folder)
         _print(f"model package: {export_package(run_folder_of(centre, run), out, has_onnx=onnx)}")
+
+
+def _order(folder: Path, site: str, order: Literal["drain", "undrain"], study: str | None) -> None:
+    with _coded_exit():
+        from server.centre import open_centre
+        from server.run_commands import order_site
+
+        centre, _ = open_centre(folder)
+        about = "every study" if study is None else f"study {study}"
+        if order_site(centre, site, order, study):
+            _print(f"{site} was told: {order}, {about}")
+        else:
+            _print(f"{site} is not connected: it is told ({order}, {about}) if it comes back within 12 hours")
 
 
 def _follow(centre: "Centre", wish: "Wish", detach: bool) -> None:

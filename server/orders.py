@@ -1,4 +1,4 @@
-"""Orders of the centre to sites, as files: given by `dsan-server stop`, delivered by SiteWatch.
+"""Orders of the centre to sites, as files: given by `dsan-server stop` and `drain`, delivered by SiteWatch.
 
 A site may be away. An order waits for it until it is taken, withdrawn, or too old to mean anything.
 """
@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
+OrderName = Literal["stop", "drain", "undrain"]
 EVERY_SITE = "*"
 LONGEST_WAIT_S = 12 * 3600.0  # the work that it is about has ended by then: a message lives no longer
 
@@ -21,7 +22,7 @@ class SiteOrder:
     """What a site is to do about a study ("": about every one); taken_by: the sites that have been told."""
 
     site: str
-    order: Literal["stop", "drain"]
+    order: OrderName
     study: str
     given_unix_s: float | None = None  # None: when its file was written
     taken_by: tuple[str, ...] = ()
@@ -31,7 +32,7 @@ class SiteOrder:
         return self.site in (site, EVERY_SITE) and site not in self.taken_by
 
 
-def give_order(state_folder: Path, site: str, order: Literal["stop", "drain"], study: str) -> Path:
+def give_order(state_folder: Path, site: str, order: OrderName, study: str) -> Path:
     """Leave an order for a site, or for all (`*`)."""
     path = _folder(state_folder) / f"{uuid4().hex}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +41,9 @@ def give_order(state_folder: Path, site: str, order: Literal["stop", "drain"], s
 
 
 def withdraw_orders(state_folder: Path, study: str) -> None:
-    """Take back what is still to be delivered about a study; a study that goes on again needs it."""
+    """Take back the stops of a study that are still to be delivered; a study that goes on again needs it."""
     for path, order in waiting_orders(state_folder).items():
-        if order.study == study:
+        if (order.order, order.study) == ("stop", study):
             path.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from server.centre import Centre, run_folder_of
 from server.daemon_lock import is_daemon_running
@@ -17,10 +18,12 @@ from server.run_folder import write_study
 from server.sites import read_sites
 from server.status import is_run_in_work
 from server.study import StudyConfig, read_study
+from server.watch_file import read_watch
 from server.wishes import Wish, make_wish, read_attempt, read_wishes, study_end
 
 LOOK_EVERY_S = 0.5
 STOP_S = 120.0
+TELL_S = 15.0  # a site that is connected speaks every 5 s, and has an order when it has spoken after it
 
 
 def train_study(centre: Centre, study_file: Path, is_dry_run: bool = False) -> Wish:
@@ -89,6 +92,31 @@ def stop_study(centre: Centre, run: str) -> None:
                 ExitCode.FAILED,
             )
         time.sleep(LOOK_EVERY_S)
+
+
+def order_site(centre: Centre, site: str, order: Literal["drain", "undrain"], run: str | None) -> bool:
+    """Tell a site to drain a run (None: every study), or to take its messages again.
+
+    Returns whether it was told within seconds; one that is away is told when it comes back, if that is within
+    12 hours. Raises RefusedError DAEMON-DOWN, RUN-UNKNOWN or DRAIN-UNKNOWN.
+    """
+    _require_daemon(centre)
+    members = {name for name, known in read_sites(centre).items() if not known.is_revoked}
+    members |= set(read_watch(centre.state)) if _is_insecure(centre) else set()
+    if site not in members:
+        raise RefusedError(
+            "DRAIN-UNKNOWN",
+            site,
+            f"no such site takes part; there are: {', '.join(sorted(members)) or 'none'}",
+            "Give the name of an enrolled site.",
+            ExitCode.BAD_DATA,
+        )
+    study = "" if run is None else read_study(run_folder_of(centre, run) / "study.toml").name
+    given = give_order(centre.state, site, order, study)
+    deadline = time.monotonic() + TELL_S
+    while given.exists() and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_S)
+    return not given.exists()
 
 
 @dataclass(frozen=True)
@@ -174,9 +202,13 @@ def _require_daemon(centre: Centre) -> None:
         )
 
 
+def _is_insecure(centre: Centre) -> bool:
+    return bool(json.loads((centre.state / "daemon.json").read_bytes())["insecure"])
+
+
 def _require_enrolled(centre: Centre, study: StudyConfig) -> None:
     """Refuse a study that waits for sites which cannot come; without authentication nobody is enrolled."""
-    if json.loads((centre.state / "daemon.json").read_bytes())["insecure"]:
+    if _is_insecure(centre):
         return
     enrolled = {name for name, site in read_sites(centre).items() if not site.is_revoked}
     unknown = sorted({*study.sites.training, *study.sites.held_out} - enrolled)

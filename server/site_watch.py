@@ -50,7 +50,7 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
-KINDS = {"stop": Order.STOP, "drain": Order.DRAIN}
+KINDS = {"stop": Order.STOP, "drain": Order.DRAIN, "undrain": Order.UNDRAIN}
 
 log = logging.getLogger("dsan.server.watch")
 StatusCode = grpc.StatusCode

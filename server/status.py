@@ -248,7 +248,7 @@ def _in_work(known: WatchedSite | None, run: RunStatus) -> str:
     """How far a site is with the round in work, by its own word: waiting, working or answered."""
     if known is None or (known.worked_study, known.worked_round) != (run.asked_as, run.round):
         return "waiting"
-    return "answered" if known.status.phase == "idle" else "working"
+    return "answered" if known.status.phase in ("idle", "drained") else "working"
 
 
 def _idle(name: str, watched: Watched, now: float) -> SiteInRun:
@@ -290,6 +290,8 @@ def _why_away(site: SiteInRun, now: float) -> str:
         return f"silent for {duration(age)} on a connection that stands"
     if known.clock_ahead_s > CLOCK_S:
         return f"its clock is {known.clock_ahead_s:.0f} s ahead: Flower refuses it until that is mended"
+    if known.status.phase == "drained":
+        return f"drained: it takes no message until `dsan-server undrain {site.name}`"
     return ""
 
 

@@ -181,12 +181,36 @@ def test_a_daemon_that_is_killed_leaves_nothing_behind_and_is_told_dead(running:
     wait_until(lambda: running.status()["pid"] == running.process.pid)
 
 
-def test_ordered_to_drain_it_takes_no_message_any_more(running: Running) -> None:
+def test_drained_of_one_study_it_stays_connected_for_the_others(running: Running) -> None:
     wait_until(lambda: running.pid("supernode"))
+    before = running.pid("supernode")
+    give_order(running.centre, "st-mary", "drain", "eight")
+    wait_until(lambda: running.status()["drained_studies"] == ["eight"])
+    assert not running.status()["is_drained"]
+    assert running.pid("supernode") == before
+    told = CliRunner().invoke(app, ["status", "--config", str(running.home / "site.toml")]).stdout
+    assert "takes no message of eight until the operator says `dsan-server undrain st-mary`" in told
+
+
+def test_drained_of_every_study_it_takes_no_message_also_after_a_restart(running: Running) -> None:
     give_order(running.centre, "st-mary", "drain", "")
     wait_until(lambda: running.status()["is_drained"])
     assert running.status()["processes"] == {}
-    assert any("drained" in event["what"] for event in running.status()["events"])
+    wait_until(lambda: read_watch(running.centre)["st-mary"].status.phase == "drained")
+    running.process.kill()
+    running.process.wait()
+    running.process = start(running.home, running.watch_port)
+    wait_until(lambda: running.status()["pid"] == running.process.pid)
+    assert running.status()["is_drained"]
+    assert running.status()["processes"] == {}
+
+
+def test_told_to_take_messages_again_it_does(running: Running) -> None:
+    assert running.status()["is_drained"]
+    give_order(running.centre, "st-mary", "undrain", "")
+    wait_until(lambda: running.pid("supernode") and running.pid("superexec"))
+    assert running.status()["drained_studies"] == []
+    wait_until(lambda: read_watch(running.centre)["st-mary"].status.phase == "idle")
 
 
 def test_told_to_leave_it_leaves_in_time_and_takes_all_with_it(running: Running) -> None:

@@ -12,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import egress
 from client.app import app, refusing
+from client.drained import write_drained
 from client.egress import read_egress, sum_egress
 from client.preparation import prepare_cohort
 from client.site import SiteConfig
@@ -110,6 +111,20 @@ def test_a_site_describes_itself_only_as_its_policy_allows(
     hospital: Path, terms: StudyTerms, policy: str, expected: str | None
 ) -> None:
     assert code(hospital, policy, DescribeRequest(terms)) == expected
+
+
+def test_a_study_that_the_centre_drained_is_refused_until_it_says_so_and_others_go_on(
+    hospital: Path, terms: StudyTerms
+) -> None:
+    part = replace(terms, name="spring.fold-2")
+    write_drained(hospital / "state", ("spring",))
+    try:
+        assert code(hospital, "", DescribeRequest(terms)) == "SITE-DRAINED"
+        assert code(hospital, "", DescribeRequest(part)) == "SITE-DRAINED"
+        assert code(hospital, "", DescribeRequest(replace(terms, name="autumn"))) is None
+    finally:
+        write_drained(hospital / "state", ())
+    assert code(hospital, "", DescribeRequest(terms)) is None
 
 
 def test_statistics_that_may_not_leave_are_zero_and_named(hospital: Path, terms: StudyTerms) -> None:

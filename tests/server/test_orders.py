@@ -46,6 +46,12 @@ def test_what_is_withdrawn_is_not_delivered_any_more(tmp_path: Path) -> None:
     assert list(waiting_orders(tmp_path)) == [other]
 
 
+def test_a_study_that_goes_on_does_not_end_the_drain_of_a_site(tmp_path: Path) -> None:
+    drain = give_order(tmp_path, "north", "drain", "eight")
+    withdraw_orders(tmp_path, "eight")
+    assert list(waiting_orders(tmp_path)) == [drain]
+
+
 def test_an_order_that_is_too_old_or_none_is_removed(tmp_path: Path) -> None:
     old = give_order(tmp_path, "north", "stop", "eight")
     entry = json.loads(old.read_text())

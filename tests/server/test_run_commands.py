@@ -15,9 +15,9 @@ from server.cli import app
 from server.daemon_lock import alone, is_daemon_running
 from server.founding import found_centre
 from server.ledger import append_event
-from server.orders import waiting_orders
+from server.orders import mark_taken, waiting_orders
 from server.refusals import ExitCode, RefusedError
-from server.run_commands import follow_study, resume_study, stop_study, train_study
+from server.run_commands import follow_study, order_site, resume_study, stop_study, train_study
 from server.sites import EnrolledSite, now, write_site
 from server.study import read_study
 from server.wishes import Attempt, end_wish, make_wish, read_wishes, write_attempt
@@ -144,6 +144,37 @@ def test_stop_tells_the_sites_and_waits_for_the_daemon_and_resume_takes_the_orde
     with pytest.raises(RefusedError, match="RUN-IDLE"):
         stop_study(centre, "mine")
     resume_study(centre, "mine")
+    assert waiting_orders(centre.state) == {}
+
+
+@pytest.mark.parametrize(("run", "study_name"), [(None, ""), ("mine", "mine")])
+def test_a_site_is_told_to_drain_and_whether_it_heard_is_said(
+    centre: Centre, daemon: None, monkeypatch: pytest.MonkeyPatch, run: str | None, study_name: str
+) -> None:
+    train_study(centre, study(centre, "north"))
+    monkeypatch.setattr(server.run_commands, "TELL_S", 0.1)
+    assert not order_site(centre, "north", "drain", run)
+    ((path, order),) = waiting_orders(centre.state).items()
+    assert (order.site, order.order, order.study) == ("north", "drain", study_name)
+    path.unlink()
+    monkeypatch.setattr(server.run_commands, "TELL_S", 30.0)
+    hears = threading.Thread(target=hear_next_order, args=(centre,))
+    hears.start()
+    assert order_site(centre, "north", "undrain", run)
+    hears.join()
+
+
+def hear_next_order(centre: Centre) -> None:
+    while not (orders := waiting_orders(centre.state)):
+        time.sleep(0.05)
+    for path in orders:
+        mark_taken(path, "north")
+
+
+@pytest.mark.parametrize("site", ["south", "west", "*", "../north"])
+def test_a_site_that_takes_no_part_cannot_be_told(centre: Centre, daemon: None, site: str) -> None:
+    with pytest.raises(RefusedError, match=r"DRAIN-UNKNOWN.*there are: north"):
+        order_site(centre, site, "drain", None)
     assert waiting_orders(centre.state) == {}
 
 
