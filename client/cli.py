@@ -205,7 +205,7 @@ def prepare(
         elif page is None:
             _print(segmentation_text(result, config))
         else:
-            _print(preparation_text(result, page, config))
+            _print(preparation_text(result, page, config, has_centre=bool(site.server.address)))
         raise typer.Exit(code)
 
 

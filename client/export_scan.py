@@ -156,9 +156,14 @@ _REASONS: dict[str, tuple[str, str]] = {
 
 
 def _files(root: Path, leaving_out: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        inner = [name for name in folders if (Path(folder) / name).resolve() != leaving_out.resolve()]
-        folders[:] = [name for name in inner if not name.startswith(".")]
+    """Every file below a folder, through symbolic links too; each folder once, so that links may go round."""
+    seen = {leaving_out.resolve(), root.resolve()}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        inner = {
+            (Path(folder) / name).resolve(): name for name in sorted(folders) if not name.startswith(".")
+        }
+        folders[:] = [name for place, name in inner.items() if place not in seen]
+        seen.update(inner)
         yield from (
             Path(folder) / name for name in names if not name.startswith(".") and name.upper() != "DICOMDIR"
         )

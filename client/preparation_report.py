@@ -12,8 +12,11 @@ from dsan_model.cases import Label, SizeGroup
 PREPARATION_FORMAT = 1
 
 
-def preparation_text(result: PreparationResult, page: Path, config: Path) -> str:
-    """What came of the cohort, the findings by code, where to look, and what to do next."""
+def preparation_text(result: PreparationResult, page: Path, config: Path, *, has_centre: bool) -> str:
+    """What came of the cohort, the findings by code, where to look, and what to do next.
+
+    `has_centre`: the site knows its centre's address, so that the daemon can be started.
+    """
     cases = [entry.case for entry in result.entries]
     labels = ", ".join(f"{sum(case.label is label for case in cases)} {label}" for label in Label)
     groups = ", ".join(f"{sum(case.size_group is group for case in cases)} {group}" for group in SizeGroup)
@@ -27,7 +30,7 @@ def preparation_text(result: PreparationResult, page: Path, config: Path) -> str
         "",
         findings_text(result.findings),
         "",
-        f"next: {_next(result, page, config)}",
+        f"next: {_next(result, page, config, has_centre)}",
     ]
     return "\n".join(lines)
 
@@ -82,8 +85,9 @@ def segmentation_text(result: PreparationResult, config: Path) -> str:
     return "\n".join(lines)
 
 
-def _next(result: PreparationResult, page: Path, config: Path) -> str:
-    start = f"dsan-client start --config {config}"
+def _next(result: PreparationResult, page: Path, config: Path, has_centre: bool) -> str:
+    init = f"dsan-client init NAME --server HOST:PORT --dir {config.parent}"
+    start = f"dsan-client start --config {config}" if has_centre else init
     if not result.entries:
         return f"correct the errors above, then dsan-client prepare --config {config}"
     if result.n_left_out:

@@ -104,6 +104,8 @@ def draw_panel(panel: Panel, path: Path) -> None:
                 ax.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(heat, 0, 0.75), aspect=aspect)
             if row == 0:
                 ax.set_title(title, color="white", fontsize=8)
+        corner = axes[row, 0].transAxes
+        axes[row, 0].text(0.02, 0.97, "R", color="#F0E442", fontsize=8, va="top", transform=corner)
     figure.suptitle(panel.caption, color="white", fontsize=8.5)
     figure.savefig(path, dpi=110, facecolor="black", metadata={"Software": None})
 

@@ -68,7 +68,15 @@ def test_prepare_leaves_bad_cases_out_and_exits_65(cohort_factory: ModuleType, t
 
 def test_prepare_of_a_good_cohort_exits_0(cohort_factory: ModuleType, tmp_path: Path) -> None:
     cohort_factory.write_hospital(tmp_path)
-    assert run("prepare", "--config", tmp_path / "site.toml", "--workers", 1).exit_code == 0
+    config = tmp_path / "site.toml"
+    alone = run("prepare", "--config", config, "--workers", 1)
+    assert alone.exit_code == 0
+    assert alone.stdout.splitlines()[-1].endswith(
+        f"dsan-client init NAME --server HOST:PORT --dir {tmp_path}"
+    )
+    config.write_text(config.read_text() + '\n[server]\naddress = "dsan.example.org:8443"\n')
+    joined = run("prepare", "--config", config, "--workers", 1)
+    assert joined.stdout.splitlines()[-1].endswith(f"dsan-client start --config {config}")
 
 
 def test_import_then_prepare_by_the_commands(dicom_factory: ModuleType, tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def test_every_labelled_study_becomes_one_case_that_the_cohort_reads(export: Pat
     )
 
 
+def test_folders_that_are_linked_are_read_too_and_each_once(export: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    for disk in ("DISK1", "DISK2"):
+        (links / disk).symlink_to(export / disk)
+    (export / "DISK2" / "round").symlink_to(links)
+    result = run(tmp_path, links, "1.1,COVID-19", "1.2,CAP")
+    assert codes(result) == []
+    assert (result.n_images, result.n_studies, result.n_new) == (37, 2, 2)
+
+
 def test_the_lung_kernel_is_chosen_and_the_report_says_why(export: Path, tmp_path: Path) -> None:
     run(tmp_path, export, "1.1,COVID-19")
     rows = {row["place"].rsplit("/", 1)[-1]: row for row in report(tmp_path) if row["case_id"]}

@@ -142,6 +142,15 @@ def test_a_panel_shows_the_patients_right_on_the_left_the_front_at_the_top_and_t
     assert centre(input_cut(pixels, is_axial=False)) == pytest.approx((1 - 17 / 20, 5.5 / 28), abs=0.04)
 
 
+def test_a_panel_marks_the_patients_right_in_both_planes(tmp_path: Path) -> None:
+    pixels = picture(a_panel(), tmp_path / "panel.png")
+    column = pixels[:, : pixels.shape[1] // 3]
+    is_yellow = (column[..., :2].min(axis=2) > 0.7) & (column[..., 2] < 0.45)
+    rows, columns = np.nonzero(is_yellow)
+    assert np.ptp(rows) > pixels.shape[0] // 3  # above, and again below
+    assert columns.max() < column.shape[1] // 3
+
+
 def test_a_panel_shows_millimetres_not_voxels(tmp_path: Path) -> None:
     pixels = picture(a_panel(), tmp_path / "panel.png")
     height, width = input_cut(pixels, is_axial=False).shape
