@@ -136,6 +136,7 @@ def torchio(folder: Path) -> None:
     )
     transform = tio.Compose(
         [
+            tio.CopyAffine("ct"),  # the masks' differ in the last digit, and one row would be lost
             tio.ToCanonical(),
             tio.Resample(PAPER_MM_XYZ),
             tio.Resize(GRID_XYZ),

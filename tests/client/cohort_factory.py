@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +77,14 @@ def write_package(
     folder: Path,
     branches: tuple[Branch, ...] = CLASSIFIERS,
     network: NetworkConfig = NETWORK,
+    states: Mapping[Branch, Mapping[str, torch.Tensor]] | None = None,
     **changes: object,
 ) -> Path:
-    """A model package with random weights; `changes` replace keys of model.json before it is sealed."""
+    """A model package of `states`, or with random weights; `changes` replace keys of model.json."""
     folder.mkdir(parents=True)
     files = {}
     for seed, branch in enumerate(branches):
-        weights = flatten(_state(network, seed))
+        weights = flatten(states[branch] if states else _state(network, seed))
         save_weights(folder / f"{branch}.safetensors", weights)
         files[branch.value] = {"file": f"{branch}.safetensors", "digest": weights.digest, "round": 1}
     table = {
