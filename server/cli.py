@@ -32,6 +32,7 @@ OfStudy = Annotated[
     str | None, typer.Option("--study", metavar="RUN", help="Of this study alone (default: of every one).")
 ]
 HERE = Path()
+NODES_S = 30.0  # how long `enrol` waits for the daemon to let the sites in
 
 
 @app.command()
@@ -68,11 +69,14 @@ def enrol(
         from server.admittance import enrol_site
         from server.centre import open_centre
         from server.founding import authority_fingerprint
+        from server.sites import await_nodes
 
         centre, config = open_centre(folder)
+        enrolled = []
         for file in files:
             try:
                 site = enrol_site(centre, config, file)
+                enrolled.append(site.name)
             except RefusedError as error:
                 refused = True
                 _complain(error)
@@ -80,6 +84,8 @@ def enrol(
             _print(f"{site.name} is enrolled; its answer is {site.kit}")
             _print(f"  its node key:   {site.fingerprint}")
             _print(f"  its watch key:  {site.watch_fingerprint}")
+        if late := await_nodes(centre, enrolled, NODES_S):
+            _print(f"the daemon has not let in {', '.join(late)} yet and goes on trying: its log says why")
         _print(f"the authority in the kits (SHA-256): {authority_fingerprint(centre)}")
         _print(
             "Compare these by telephone with each site before you send its kit: they must be what "

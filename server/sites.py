@@ -1,7 +1,9 @@
 """The sites that the operator enrolled: one JSON file each, sites/NAME.json."""
 
 import fcntl
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsan_daemon.files import write_atomically
 from server.centre import Centre
+from server.daemon_lock import is_daemon_running
 from server.refusals import ExitCode, RefusedError
 
 
@@ -78,6 +81,27 @@ def _read_site(path: Path) -> EnrolledSite:
 def write_site(centre: Centre, site: EnrolledSite) -> None:
     """Write sites/NAME.json; only inside of `sites_locked`."""
     write_atomically(centre.sites / f"{site.name}.json", site.model_dump_json(indent=1).encode() + b"\n")
+
+
+def await_nodes(centre: Centre, names: Iterable[str], seconds: float) -> list[str]:
+    """Wait until the daemon, if one runs, has made nodes of enrolled sites; the names that still wait."""
+    deadline = time.monotonic() + seconds
+    while True:
+        sites = read_sites(centre)
+        waiting = [name for name in names if sites[name].node_id is None]
+        if not waiting or not _makes_nodes(centre) or time.monotonic() > deadline:
+            return waiting
+        time.sleep(0.1)
+
+
+def _makes_nodes(centre: Centre) -> bool:
+    """Whether a daemon runs that knows sites by their keys: without a proxy there are no keys."""
+    if not is_daemon_running(centre):
+        return False
+    try:
+        return not json.loads((centre.state / "daemon.json").read_bytes())["insecure"]
+    except FileNotFoundError:  # it has just been started for the first time
+        return True
 
 
 @contextmanager

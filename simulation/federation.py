@@ -68,9 +68,9 @@ class Federation:
                 process.terminate()
         return process.returncode
 
-    def client(self, *arguments: str | Path) -> int:
+    def client(self, *arguments: str | Path, stdout: TextIO | None = None) -> int:
         """Run dsan-client; its exit code."""
-        return self._run("client.cli", *arguments)
+        return self._run("client.cli", *arguments, stdout=stdout)
 
     def start(self, name: str, module: str, *arguments: str | Path) -> None:
         """Start a daemon; what it says goes to NAME.log."""

@@ -27,6 +27,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from typer.testing import CliRunner
 
 from client.findings import FindingError
 from client.join import join
@@ -35,6 +36,7 @@ from dsan_model.watch_pb2 import Order, SiteStatus
 from dsan_model.watch_pb2_grpc import SiteWatchStub
 from server.admittance import enrol_site, revoke_site
 from server.certificates import certificate_pem, found_authority, issue_client_certificate, load_authority
+from server.cli import app as cli
 from server.renewal import renew_server, renew_sites
 from server.watch_file import read_watch
 
@@ -226,8 +228,11 @@ def test_a_hospital_joins_through_the_proxy_and_is_refused_in_words_once_it_is_r
     config = tmp_path / "east" / "site.toml"
     request = init_site(tmp_path / "east", "east", running.address).request_file
     kit = tmp_path / "east.kit.json"
-    kit.write_bytes(enrol_site(running.centre, running.config, request).kit.read_bytes())
-    running_centre.wait_until(lambda: join_code(kit, config) is None)
+    said = CliRunner().invoke(cli, ["enrol", str(request), "--dir", str(running.centre.folder)])
+    assert said.exit_code == 0
+    assert "not let in" not in said.output
+    kit.write_bytes(running.centre.kit("east").read_bytes())
+    assert join_code(kit, config) is None  # at once: `enrol` waited for the daemon
     revoke_site(running.centre, "east")
     running_centre.wait_until(lambda: join_code(kit, config) == "ADMIT-UNKNOWN")
 

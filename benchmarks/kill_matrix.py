@@ -1,0 +1,529 @@
+"""Every process of a deployment is killed in every phase of a study, and the matrix of it is printed.
+
+    python benchmarks/kill_matrix.py            all of it, about 35 minutes on two cores
+    python benchmarks/kill_matrix.py --targets centre-serverapp --phases training writing
+    python benchmarks/kill_matrix.py --table    print what was measured so far
+
+A centre and two hospitals over TLS, six rounds of the smallest preset. One study for each target, hit once in
+each phase; then the study must be complete, its weights those of an undisturbed study bit for bit, nothing
+that a site had finished trained again, and no cell may cost more than one round that was in the ledger.
+Targets are processes that get SIGKILL. `centre-power` and `site-power` are power cuts: the daemon and all its
+processes at the same moment; `site-frozen` holds all of a site by SIGSTOP, as if its line were cut. A daemon
+is started again at once, as systemd does; a site without power or line comes back when the centre has named
+it, which must take at most 90 s.
+
+So that a cell is what it says, the process that makes the phase is held (SIGSTOP) while the target is killed:
+
+  idle         no study runs; it is begun after the kill
+  unpulled     the message of a round lies at the centre, the site's SuperNode has not pulled it
+  training     the site's ClientApp trains
+  pushing      the site's SuperNode sends a round's answer (for the ClientApp: it hands it to the SuperNode)
+  aggregating  the ServerApp has taken the site's answer and waits for that of the other one
+  writing      the round is in the ledger and not yet in rounds/
+  evaluating   the site validates the weights of the last round
+  fitting      the site counts for the ensemble
+
+A cell says after how many seconds the study was at work again (at the centre: programs back, and the run held
+by a ServerApp; at a site: the next message in work), how many rounds of the ledger were repeated, and for
+targets at a site after how many seconds `dsan-server status` named it.
+
+Each cell is appended to kills.jsonl in the folder; the same command again runs what is missing or was not
+good. Rows run in lanes, each with a deployment of its own: a SuperNode that was killed waits for 70 s.
+"""
+
+import argparse
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+
+from kills import CENTRE, Deployment, has_completed, hold, reference, signal_all, weights
+
+from client.clientapp_program import is_clientapp_alive, read_record
+from client.node_state import NodeState, read_node_state
+from client.progress import read_progress
+from server.ledger import read_ledger
+from server.status import centre_status, is_run_in_work
+from server.study import StudyConfig
+from simulation.federation import Federation, stopped_at_the_end, wait_until_ready
+
+CENTRE_PROGRAMS = ("nginx", "superlink", "superexec", "serverapp", "daemon", "power")
+SITE_PROGRAMS = ("daemon", "supernode", "superexec", "clientapp", "power", "frozen")
+TARGETS = (
+    *(f"centre-{program}" for program in CENTRE_PROGRAMS),
+    *(f"site-{program}" for program in SITE_PROGRAMS),
+)
+LONGEST_FIRST = sorted(TARGETS, key=lambda t: t not in ("site-power", "site-supernode", "site-frozen"))
+PHASES = ("idle", "unpulled", "training", "pushing", "aggregating", "writing", "evaluating", "fitting")
+AFTER_ROUNDS = ("evaluating", "fitting")
+NO_SUCH_CELL = {
+    ("centre-serverapp", "idle"): "there is one for each run, and none runs",
+    ("site-clientapp", "idle"): "there is one for each message, and none is in work",
+    ("site-clientapp", "unpulled"): "it begins after the message was pulled",
+    ("site-clientapp", "aggregating"): "it ended with its answer, before the centre took it",
+    ("site-clientapp", "writing"): "it ended with its answer, before the centre took it",
+}
+SITE, OTHER = "hospital-1", "hospital-2"
+ROUNDS = 7
+POLL_S = 0.002
+PULL_S = 5.0  # how long a SuperNode is held to see whether a message comes meanwhile
+STEADY_S = 3.0  # the centre is back when it has been so for this long
+NAMED_S = 90.0
+LONGEST_S = 900.0
+RESULTS = "kills.jsonl"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kill and what came of it."""
+
+    target: str
+    phase: str
+    time: str
+    reached: bool
+    back_s: float | None  # None: the study was not at work again in time
+    named_s: float | None  # None: the centre did not name the site
+    repeated: int  # rounds that were in the ledger and were done again
+    complete: bool
+    equal: bool
+    trained_again: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all is as it should be."""
+        must_be_named = self.target in ("site-power", "site-frozen")
+        is_named = not must_be_named or (self.named_s is not None and self.named_s <= NAMED_S)
+        is_whole = self.complete and self.equal and self.trained_again == 0
+        return self.reached and self.back_s is not None and self.repeated <= 1 and is_whole and is_named
+
+
+def main() -> int:
+    """Run what is missing, print the matrix, and answer 0 if every cell is good."""
+    options = _options()
+    folder = options.folder.resolve()
+    targets = [target for target in LONGEST_FIRST if target in options.targets]
+    if options.lane is not None:
+        return _run_lane(folder, options.lane, targets, options.phases)
+    if not options.table:
+        reference(folder, 2, ROUNDS)
+        _run_lanes(folder, targets, options)
+    cells = _read(folder)
+    _print_table(cells, options.targets, options.phases)
+    wanted = [(t, p) for t in options.targets for p in options.phases if (t, p) not in NO_SUCH_CELL]
+    return int(not all(key in cells and cells[key].is_good for key in wanted))
+
+
+def _run_lanes(folder: Path, targets: list[str], options: argparse.Namespace) -> None:
+    """Each lane is this script again, with a part of the targets."""
+    lanes = []
+    for number in range(options.lanes):
+        if part := targets[number :: options.lanes]:
+            command = [sys.executable, __file__, "--folder", str(folder), "--lane", str(number)]
+            command += ["--targets", *part, "--phases", *options.phases]
+            lanes.append(subprocess.Popen(command))
+    try:
+        for lane in lanes:
+            lane.wait()
+    finally:
+        for lane in lanes:
+            lane.terminate()
+            lane.wait()
+
+
+def _run_lane(folder: Path, number: int, targets: list[str], phases: list[str]) -> int:
+    study, expected = reference(folder, 2, ROUNDS)
+    cells = _read(folder)
+    missing = {
+        target: [
+            phase
+            for phase in PHASES
+            if phase in phases
+            and (target, phase) not in NO_SUCH_CELL
+            and not ((target, phase) in cells and cells[target, phase].is_good)
+        ]
+        for target in targets
+    }
+    if not any(missing.values()):
+        return 0
+    lane = folder / f"lane-{number}"
+    federation = Federation(lane / "federation", (lane / "hospitals" / SITE, lane / "hospitals" / OTHER))
+    with stopped_at_the_end(federation):
+        shutil.rmtree(lane, ignore_errors=True)
+        shutil.copytree(folder / "hospitals", lane / "hospitals")
+        deployment = Deployment(federation)
+        deployment.start()
+        for target, of_target in missing.items():
+            if of_target:
+                found = Row(deployment, study, target).run(of_target, expected)
+                with (folder / RESULTS).open("a") as file:
+                    file.write("".join(json.dumps(asdict(cell)) + "\n" for cell in found))
+    return 0
+
+
+class Row:
+    """One study, in which a target is killed once in every phase."""
+
+    def __init__(self, deployment: Deployment, study: StudyConfig, target: str) -> None:
+        self.deployment = deployment
+        self.target = target
+        self.where, _, self.program = target.partition("-")
+        self.name = CENTRE if self.where == "centre" else SITE
+        number = sum(1 for _ in (deployment.centre / "runs").glob("*"))
+        self.study = study.model_copy(update={"name": f"kills-{target}-{number}"})
+        self.run_folder = deployment.centre / "runs" / self.study.name
+        self.is_begun = False
+        self.hit_in = -1  # rounds in the ledger at the last kill
+        self.hits: list[datetime] = []
+
+    def run(self, phases: list[str], expected: dict[str, bytes]) -> list[Cell]:
+        """Kill in every phase, wait for the study's end; the cells, with what became of the study."""
+        trained_again = self.deployment.results.trained_again
+        cells = [self._hit(phase) for phase in phases]
+        self._begin()
+        self._wait(lambda: has_completed(self.run_folder), LONGEST_S)
+        self.deployment.results.look()
+        complete, equal = has_completed(self.run_folder), weights(self.run_folder) == expected
+        if not complete:
+            self.deployment.federation.server("stop", self.study.name)
+        again = self.deployment.results.trained_again - trained_again
+        ends = [*self.hits[1:], datetime.now(UTC)]
+        repeated = [self._repeated(*span) for span in zip(self.hits, ends, strict=True)]
+        _say(f"{self.target}: complete {complete}, weights equal {equal}, trained again {again}")
+        return [
+            Cell(self.target, phase, at.isoformat(timespec="seconds"), *cell, n, complete, equal, again)
+            for phase, cell, n, at in zip(phases, cells, repeated, self.hits, strict=True)
+        ]
+
+    def _hit(self, phase: str) -> tuple[bool, float | None, float | None]:
+        """Whether the phase was reached; seconds until the study was at work again; until it was named."""
+        with self._held_in(phase) as is_reached:
+            self.hits.append(datetime.now(UTC))
+            if not is_reached:
+                _say(f"{self.target} {phase}: NOT REACHED")
+                return False, None, None
+            self.hit_in = self._rounds()
+            began = time.monotonic()
+            hit = self._kill()
+        named_s = back_s = None
+        killed_at = time.time()
+        if self.program in ("power", "frozen") and self.where == "site":
+            named_s = self._wait(self._is_named, 2 * NAMED_S)
+            killed_at = time.time()
+        self._revive(hit)
+        self._begin()
+        is_back = self._is_centre_back(hit) if self.where == "centre" else self._is_site_back(killed_at)
+        while back_s is None and time.monotonic() - began < LONGEST_S:
+            back_s = time.monotonic() - began if is_back() else None
+            if self.where == "site" and named_s is None and self._is_named():
+                named_s = time.monotonic() - began
+            self.deployment.results.look()
+            time.sleep(0.1)
+        if self.where == "centre" and back_s is not None:
+            back_s -= STEADY_S
+        _say(f"{self.target} {phase}: at work after {_seconds(back_s)}, named after {_seconds(named_s)}")
+        return True, back_s, named_s
+
+    def _begin(self) -> None:
+        if not self.is_begun:
+            wait_until_ready(self.deployment.federation, self.deployment.health_port)
+            self.deployment.train(self.study)
+            self.is_begun = True
+
+    def _kill(self) -> set[int]:
+        """What was hit."""
+        if self.program in ("power", "frozen"):
+            pids = self.deployment.everything(self.name)
+        else:
+            pids = self.deployment.processes(self.name, self.program)
+        if self.program == "frozen":
+            signal_all(pids, SIGSTOP)
+        else:
+            self.deployment.kill(self.name, pids)
+        return pids
+
+    def _revive(self, hit: set[int]) -> None:
+        """Start a daemon that was killed; let go on what was frozen."""
+        if self.program == "frozen":
+            signal_all(hit, SIGCONT)
+        elif self.deployment.federation.daemons[self.name].pid in hit:
+            self.deployment.start_daemon(self.name)
+
+    def _is_centre_back(self, hit: set[int]) -> Callable[[], bool]:
+        """For STEADY_S: the program is there anew, all is ready, and a ServerApp holds the run."""
+        since: list[float] = []
+
+        def look() -> bool:
+            programs = CENTRE_PROGRAMS[:3] if self.program in ("power", "daemon") else (self.program,)
+            found = [self.deployment.processes(CENTRE, program) for program in programs]
+            wait_until_ready(self.deployment.federation, self.deployment.health_port)
+            if all(pids and not pids & hit for pids in found) and is_run_in_work(self.run_folder):
+                since.append(time.monotonic())
+            else:
+                since.clear()
+            return bool(since) and (since[-1] - since[0] >= STEADY_S or has_completed(self.run_folder))
+
+        return look
+
+    def _is_site_back(self, killed_at: float) -> Callable[[], bool]:
+        """A ClientApp that began after the kill is at work on a message; a frozen one may be the old one."""
+
+        def look() -> bool:
+            record, line = read_record(self._state()), read_progress(self._progress())
+            if record is None or line is None or line.time < killed_at:
+                return has_completed(self.run_folder)
+            return self.program == "frozen" or line.time > record.started > killed_at
+
+        return look
+
+    def _is_named(self) -> bool:
+        """Whether `dsan-server status` says that the site is away, or silent."""
+        status = centre_status(self.deployment.centre)
+        return any(
+            site.name == SITE and site.late.startswith(("not connected", "silent")) for site in status.sites
+        )
+
+    @contextmanager
+    def _held_in(self, phase: str) -> Iterator[bool]:
+        """The study in a phase, and the process that makes the phase held; False if it did not come to it."""
+        if phase == "idle":
+            yield True
+            return
+        self._begin()
+        deadline = time.monotonic() + LONGEST_S
+        with self._slower_other(phase):
+            while not self._is_past(phase) and time.monotonic() < deadline:
+                self.deployment.results.look()
+                for _ in range(50):
+                    pid = self._holder(phase)
+                    if pid is None:
+                        time.sleep(POLL_S)
+                        continue
+                    hold(pid)
+                    try:
+                        if self._is_in(phase):
+                            yield True
+                            return
+                    finally:
+                        signal_all({pid}, SIGCONT)
+                    time.sleep(0.3)
+            yield False
+
+    @contextmanager
+    def _slower_other(self, phase: str) -> Iterator[None]:
+        """For `aggregating`: the other site's ClientApp is held while it trains, so that the centre waits."""
+        held = None
+        if phase == "aggregating":
+            self._wait(lambda: self._is_new_round() and self._trains(OTHER), LONGEST_S)
+            record = read_record(self._state(OTHER))
+            held = record.pid if record is not None else None
+        if held is None:
+            yield
+            return
+        hold(held)
+        try:
+            yield
+        finally:
+            signal_all({held}, SIGCONT)
+
+    def _holder(self, phase: str) -> int | None:
+        """The process to hold in this phase, if the study seems to be in it."""
+        if phase not in AFTER_ROUNDS and not self._is_new_round():
+            return None
+        if phase == "unpulled":
+            node = self._node()
+            return node.pid if node is not None and node.taken is None and self._is_enrolled() else None
+        if not self._seems_to_be_in(phase):
+            return None
+        if phase in ("aggregating", "writing"):
+            return self._serverapp()
+        if phase == "pushing" and self.program != "clientapp":
+            node = self._node()
+            return node.pid if node is not None else None
+        record = read_record(self._state())
+        return record.pid if record is not None and is_clientapp_alive(record) else None
+
+    def _serverapp(self) -> int | None:
+        """The process that holds the run: /proc/locks names it, and quickly."""
+        inode = str((self.run_folder / ".lock").stat().st_ino)
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+                return int(words[4])
+        return None
+
+    def _is_in(self, phase: str) -> bool:
+        """The same, now that its process is held; for a message that is to come, wait a while."""
+        if phase == "unpulled":
+            return self._wait(self._is_message_waiting, PULL_S) is not None
+        return self._seems_to_be_in(phase)
+
+    def _seems_to_be_in(self, phase: str) -> bool:
+        line, node = read_progress(self._progress()), self._node()
+        is_ours = line is not None and line.study == self.study.name
+        match phase:
+            case "pushing" if self.program == "clientapp":
+                alive = is_clientapp_alive(read_record(self._state()))
+                is_round = node is not None and node.message_kind == "train.round"
+                return is_ours and line.phase == "idle" and alive and is_round and node.sending is None
+            case "pushing":
+                return node is not None and node.sending is not None and node.message_kind == "train.round"
+            case "aggregating":
+                is_answered = is_ours and line.phase == "idle" and line.round == self._rounds() + 1
+                return is_answered and node is not None and node.taken is None and self._is_taken()
+            case "writing":
+                newest = self._rounds()
+                return newest > 0 and not (self.run_folder / "rounds" / f"{newest:04d}").exists()
+        return is_ours and line.phase == phase and is_clientapp_alive(read_record(self._state()))
+
+    def _is_new_round(self) -> bool:
+        """Whether a round was finished since the last kill: no round is hit twice."""
+        return self._rounds() > self.hit_in
+
+    def _is_past(self, phase: str) -> bool:
+        if has_completed(self.run_folder):
+            return True
+        is_after_rounds = (self.run_folder / "rounds" / f"{ROUNDS:04d}").exists()
+        return is_after_rounds and phase not in AFTER_ROUNDS
+
+    def _trains(self, site: str) -> bool:
+        line = read_progress(self._progress(site))
+        is_now = line is not None and line.study == self.study.name and line.round == self._rounds() + 1
+        return is_now and line.phase == "training" and is_clientapp_alive(read_record(self._state(site)))
+
+    def _is_enrolled(self) -> bool:
+        return (self.run_folder / "size_groups.json").exists()
+
+    def _is_message_waiting(self) -> bool:
+        """Whether a round's message lies at the centre, and the site's node has not pulled it."""
+        return any(delivered == "" for delivered in self._messages())
+
+    def _is_taken(self) -> bool:
+        """Whether the ServerApp has taken the site's answer: Flower then forgets both messages."""
+        return not self._messages()
+
+    def _messages(self) -> list[str]:
+        """Of the messages of rounds to the site that the SuperLink keeps: when each was pulled."""
+        node = self._node()
+        if node is None or node.node_id is None:
+            return []
+        signed = node.node_id - (1 << 64) if node.node_id >= 1 << 63 else node.node_id
+        query = "SELECT delivered_at FROM message_ins WHERE dst_node_id = ? AND message_type = 'train.round'"
+        address = f"file:{self.deployment.centre / 'state' / 'superlink.db'}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            return [str(row[0]) for row in database.execute(query, (signed,))]
+
+    def _rounds(self) -> int:
+        """The newest round in the ledger."""
+        lines = read_ledger(self.run_folder)
+        return max((int(str(line["round"])) for line in lines if line["event"] == "round"), default=0)
+
+    def _repeated(self, since: datetime, until: datetime) -> int:
+        """Rounds that were in the ledger before and were written into it again."""
+        written: dict[int, list[datetime]] = {}
+        for line in read_ledger(self.run_folder):
+            if (line.get("site"), line.get("branch")) == (SITE, "us"):
+                at = datetime.fromisoformat(str(line["time"]))
+                written.setdefault(int(str(line["round"])), []).append(at)
+        return sum(any(since <= at < until for at in times[1:]) for times in written.values())
+
+    def _wait(self, happened: Callable[[], bool], at_most_s: float) -> float | None:
+        """Seconds until it happened; None if it did not."""
+        began = time.monotonic()
+        while not happened():
+            if time.monotonic() - began > at_most_s:
+                return None
+            self.deployment.results.look()
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def _node(self) -> NodeState | None:
+        return read_node_state(self._state() / "node.json")
+
+    def _state(self, site: str = SITE) -> Path:
+        return self.deployment.folder(site) / "state"
+
+    def _progress(self, site: str = SITE) -> Path:
+        return self.deployment.folder(site) / "work" / "progress.jsonl"
+
+
+def _read(folder: Path) -> dict[tuple[str, str], Cell]:
+    """The newest of each cell."""
+    found: dict[tuple[str, str], Cell] = {}
+    with suppress(FileNotFoundError):
+        for line in (folder / RESULTS).read_text().splitlines():
+            cell = Cell(**json.loads(line))
+            found[cell.target, cell.phase] = cell
+    return found
+
+
+def _print_table(cells: dict[tuple[str, str], Cell], targets: list[str], phases: list[str]) -> None:
+    print(f"{'':<16}" + "".join(f"{phase:>16}" for phase in phases))
+    notes: list[str] = []
+    for target in targets:
+        texts = []
+        for phase in phases:
+            cell = cells.get((target, phase))
+            if why := NO_SUCH_CELL.get((target, phase)):
+                if why not in notes:
+                    notes.append(why)
+                texts.append(f"none ({notes.index(why) + 1})")
+            else:
+                texts.append("not run" if cell is None else _cell_text(cell))
+        print(f"{target:<16}" + "".join(f"{text:>16}" for text in texts))
+    print("\nseconds until at work again / rounds of the ledger repeated / seconds until the centre named it")
+    for number, note in enumerate(notes, 1):
+        print(f"none ({number}): {note}")
+    good = [cell for cell in cells.values() if cell.is_good]
+    print(
+        f"{len(good)} of {len(cells)} cells that were run are good: study complete, weights equal bit for "
+        "bit, at most one round repeated, nothing finished trained again, a dead site named within "
+        f"{NAMED_S:.0f} s"
+    )
+
+
+def _cell_text(cell: Cell) -> str:
+    if not cell.reached:
+        return "NOT REACHED"
+    named = f" / {_seconds(cell.named_s)}" if cell.target.startswith("site-") else ""
+    text = f"{_seconds(cell.back_s)} / {cell.repeated}{named}"
+    problems = [
+        word
+        for word, is_there in (
+            ("INCOMPLETE", not cell.complete),
+            ("DIFFERS", not cell.equal),
+            ("AGAIN", cell.trained_again > 0),
+        )
+        if is_there
+    ]
+    return " ".join([text, *problems] if cell.is_good or problems else [text, "BAD"])
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} s"
+
+
+def _say(what: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {what}", file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--folder", type=Path, default=Path("runs/kill-matrix"))
+    parser.add_argument("--lanes", type=int, default=3, help="deployments at a time")
+    parser.add_argument("--table", action="store_true", help="print the matrix so far, run nothing")
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
