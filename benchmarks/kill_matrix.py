@@ -321,7 +321,7 @@ class Row:
         """For `aggregating`: the other site's ClientApp is held while it trains, so that the centre waits."""
         held = None
         if phase == "aggregating":
-            self._wait(lambda: self._is_new_round() and self._trains(OTHER), LONGEST_S)
+            self._wait(lambda: self._is_new_round() and self._is_in_work(OTHER, "training"), LONGEST_S)
             record = read_record(self._state(OTHER))
             held = record.pid if record is not None else None
         if held is None:
@@ -337,18 +337,15 @@ class Row:
         """The process to hold in this phase, if the study seems to be in it."""
         if phase not in AFTER_ROUNDS and not self._is_new_round():
             return None
-        if phase == "unpulled":
-            node = self._node()
-            return node.pid if node is not None and node.taken is None and self._is_enrolled() else None
         if not self._seems_to_be_in(phase):
             return None
         if phase in ("aggregating", "writing"):
             return self._serverapp()
-        if phase == "pushing" and self.program != "clientapp":
+        if phase == "unpulled" or (phase == "pushing" and self.program != "clientapp"):
             node = self._node()
             return node.pid if node is not None else None
         record = read_record(self._state())
-        return record.pid if record is not None and is_clientapp_alive(record) else None
+        return record.pid if record is not None else None
 
     def _serverapp(self) -> int | None:
         """The process that holds the run: /proc/locks names it, and quickly."""
@@ -366,22 +363,49 @@ class Row:
         return self._seems_to_be_in(phase)
 
     def _seems_to_be_in(self, phase: str) -> bool:
-        line, node = read_progress(self._progress()), self._node()
-        is_ours = line is not None and line.study == self.study.name
         match phase:
+            case "unpulled":
+                return self._is_idle_node() and (self.run_folder / "size_groups.json").exists()
             case "pushing" if self.program == "clientapp":
-                alive = is_clientapp_alive(read_record(self._state()))
-                is_round = node is not None and node.message_kind == "train.round"
-                return is_ours and line.phase == "idle" and alive and is_round and node.sending is None
+                return self._is_in_work(SITE, "idle") and not self._is_sending()
             case "pushing":
-                return node is not None and node.sending is not None and node.message_kind == "train.round"
+                return self._is_sending()
             case "aggregating":
-                is_answered = is_ours and line.phase == "idle" and line.round == self._rounds() + 1
-                return is_answered and node is not None and node.taken is None and self._is_taken()
+                return self._is_taken()
             case "writing":
                 newest = self._rounds()
                 return newest > 0 and not (self.run_folder / "rounds" / f"{newest:04d}").exists()
-        return is_ours and line.phase == phase and is_clientapp_alive(read_record(self._state()))
+        return self._is_in_work(SITE, phase)
+
+    def _is_in_work(self, site: str, phase: str) -> bool:
+        """Whether a ClientApp of the site lives and says that it is in this phase of the study."""
+        line = read_progress(self._progress(site))
+        is_said = line is not None and (line.study, line.phase) == (self.study.name, phase)
+        is_of_round = line is not None and line.round is not None
+        is_now = (phase in AFTER_ROUNDS) != is_of_round
+        return is_said and is_now and is_clientapp_alive(read_record(self._state(site)))
+
+    def _is_idle_node(self) -> bool:
+        node = self._node()
+        return node is not None and node.taken is None
+
+    def _is_sending(self) -> bool:
+        """Whether the site's SuperNode sends the answer to a round."""
+        node = self._node()
+        return node is not None and node.sending is not None and node.message_kind == "train.round"
+
+    def _is_taken(self) -> bool:
+        """Whether the ServerApp has taken the site's answer to the round in work.
+
+        Flower then forgets the message and its answer.
+        """
+        line = read_progress(self._progress())
+        is_answered = line is not None and (line.study, line.phase, line.round) == (
+            self.study.name,
+            "idle",
+            self._rounds() + 1,
+        )
+        return is_answered and self._is_idle_node() and not self._messages()
 
     def _is_new_round(self) -> bool:
         """Whether a round was finished since the last kill: no round is hit twice."""
@@ -393,21 +417,9 @@ class Row:
         is_after_rounds = (self.run_folder / "rounds" / f"{ROUNDS:04d}").exists()
         return is_after_rounds and phase not in AFTER_ROUNDS
 
-    def _trains(self, site: str) -> bool:
-        line = read_progress(self._progress(site))
-        is_now = line is not None and line.study == self.study.name and line.round == self._rounds() + 1
-        return is_now and line.phase == "training" and is_clientapp_alive(read_record(self._state(site)))
-
-    def _is_enrolled(self) -> bool:
-        return (self.run_folder / "size_groups.json").exists()
-
     def _is_message_waiting(self) -> bool:
         """Whether a round's message lies at the centre, and the site's node has not pulled it."""
         return any(delivered == "" for delivered in self._messages())
-
-    def _is_taken(self) -> bool:
-        """Whether the ServerApp has taken the site's answer: Flower then forgets both messages."""
-        return not self._messages()
 
     def _messages(self) -> list[str]:
         """Of the messages of rounds to the site that the SuperLink keeps: when each was pulled."""
