@@ -39,12 +39,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 
+from kill_table import (
+    CENTRE_PROGRAMS,
+    LONGEST_FIRST,
+    NAMED_S,
+    NO_SUCH_CELL,
+    PHASES,
+    RESULTS,
+    TARGETS,
+    Cell,
+    in_seconds,
+    read_cells,
+    table_text,
+)
 from kills import CENTRE, Deployment, has_completed, hold, reference, signal_all, weights
 
 from client.clientapp_program import is_clientapp_alive, read_record
@@ -55,54 +68,13 @@ from server.status import centre_status, is_run_in_work
 from server.study import StudyConfig
 from simulation.federation import Federation, stopped_at_the_end, wait_until_ready
 
-CENTRE_PROGRAMS = ("nginx", "superlink", "superexec", "serverapp", "daemon", "power")
-SITE_PROGRAMS = ("daemon", "supernode", "superexec", "clientapp", "power", "frozen")
-TARGETS = (
-    *(f"centre-{program}" for program in CENTRE_PROGRAMS),
-    *(f"site-{program}" for program in SITE_PROGRAMS),
-)
-LONGEST_FIRST = sorted(TARGETS, key=lambda t: t not in ("site-power", "site-supernode", "site-frozen"))
-PHASES = ("idle", "unpulled", "training", "pushing", "aggregating", "writing", "evaluating", "fitting")
 AFTER_ROUNDS = ("evaluating", "fitting")
-NO_SUCH_CELL = {
-    ("centre-serverapp", "idle"): "there is one for each run, and none runs",
-    ("site-clientapp", "idle"): "there is one for each message, and none is in work",
-    ("site-clientapp", "unpulled"): "it begins after the message was pulled",
-    ("site-clientapp", "aggregating"): "it ended with its answer, before the centre took it",
-    ("site-clientapp", "writing"): "it ended with its answer, before the centre took it",
-}
 SITE, OTHER = "hospital-1", "hospital-2"
 ROUNDS = 7
 POLL_S = 0.002
 PULL_S = 5.0  # how long a SuperNode is held to see whether a message comes meanwhile
 STEADY_S = 3.0  # the centre is back when it has been so for this long
-NAMED_S = 90.0
 LONGEST_S = 900.0
-RESULTS = "kills.jsonl"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One kill and what came of it."""
-
-    target: str
-    phase: str
-    time: str
-    reached: bool
-    back_s: float | None  # None: the study was not at work again in time
-    named_s: float | None  # None: the centre did not name the site
-    repeated: int  # rounds that were in the ledger and were done again
-    complete: bool
-    equal: bool
-    trained_again: int
-
-    @property
-    def is_good(self) -> bool:
-        """Whether all is as it should be."""
-        must_be_named = self.target in ("site-power", "site-frozen")
-        is_named = not must_be_named or (self.named_s is not None and self.named_s <= NAMED_S)
-        is_whole = self.complete and self.equal and self.trained_again == 0
-        return self.reached and self.back_s is not None and self.repeated <= 1 and is_whole and is_named
 
 
 def main() -> int:
@@ -115,8 +87,8 @@ def main() -> int:
     if not options.table:
         reference(folder, 2, ROUNDS)
         _run_lanes(folder, targets, options)
-    cells = _read(folder)
-    _print_table(cells, options.targets, options.phases)
+    cells = read_cells(folder)
+    print(table_text(cells, options.targets, options.phases))
     wanted = [(t, p) for t in options.targets for p in options.phases if (t, p) not in NO_SUCH_CELL]
     return int(not all(key in cells and cells[key].is_good for key in wanted))
 
@@ -140,7 +112,7 @@ def _run_lanes(folder: Path, targets: list[str], options: argparse.Namespace) ->
 
 def _run_lane(folder: Path, number: int, targets: list[str], phases: list[str]) -> int:
     study, expected = reference(folder, 2, ROUNDS)
-    cells = _read(folder)
+    cells = read_cells(folder)
     missing = {
         target: [
             phase
@@ -228,7 +200,7 @@ class Row:
             time.sleep(0.1)
         if self.where == "centre" and back_s is not None:
             back_s -= STEADY_S
-        _say(f"{self.target} {phase}: at work after {_seconds(back_s)}, named after {_seconds(named_s)}")
+        _say(f"{self.target} {phase}: at work after {in_seconds(back_s)}, named after {in_seconds(named_s)}")
         return True, back_s, named_s
 
     def _begin(self) -> None:
@@ -464,62 +436,6 @@ class Row:
 
     def _progress(self, site: str = SITE) -> Path:
         return self.deployment.folder(site) / "work" / "progress.jsonl"
-
-
-def _read(folder: Path) -> dict[tuple[str, str], Cell]:
-    """The newest of each cell."""
-    found: dict[tuple[str, str], Cell] = {}
-    with suppress(FileNotFoundError):
-        for line in (folder / RESULTS).read_text().splitlines():
-            cell = Cell(**json.loads(line))
-            found[cell.target, cell.phase] = cell
-    return found
-
-
-def _print_table(cells: dict[tuple[str, str], Cell], targets: list[str], phases: list[str]) -> None:
-    print(f"{'':<16}" + "".join(f"{phase:>16}" for phase in phases))
-    notes: list[str] = []
-    for target in targets:
-        texts = []
-        for phase in phases:
-            cell = cells.get((target, phase))
-            if why := NO_SUCH_CELL.get((target, phase)):
-                if why not in notes:
-                    notes.append(why)
-                texts.append(f"none ({notes.index(why) + 1})")
-            else:
-                texts.append("not run" if cell is None else _cell_text(cell))
-        print(f"{target:<16}" + "".join(f"{text:>16}" for text in texts))
-    print("\nseconds until at work again / rounds of the ledger repeated / seconds until the centre named it")
-    for number, note in enumerate(notes, 1):
-        print(f"none ({number}): {note}")
-    good = [cell for cell in cells.values() if cell.is_good]
-    print(
-        f"{len(good)} of {len(cells)} cells that were run are good: study complete, weights equal bit for "
-        "bit, at most one round repeated, nothing finished trained again, a dead site named within "
-        f"{NAMED_S:.0f} s"
-    )
-
-
-def _cell_text(cell: Cell) -> str:
-    if not cell.reached:
-        return "NOT REACHED"
-    named = f" / {_seconds(cell.named_s)}" if cell.target.startswith("site-") else ""
-    text = f"{_seconds(cell.back_s)} / {cell.repeated}{named}"
-    problems = [
-        word
-        for word, is_there in (
-            ("INCOMPLETE", not cell.complete),
-            ("DIFFERS", not cell.equal),
-            ("AGAIN", cell.trained_again > 0),
-        )
-        if is_there
-    ]
-    return " ".join([text, *problems] if cell.is_good or problems else [text, "BAD"])
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} s"
 
 
 def _say(what: str) -> None:
