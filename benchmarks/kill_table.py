@@ -78,8 +78,8 @@ def table_text(cells: dict[tuple[str, str], Cell], targets: Sequence[str], phase
             "",
             "seconds until at work again / rounds of the ledger repeated / seconds until the centre named it",
             *(f"none ({number}): {reason}" for number, reason in enumerate(reasons, 1)),
-            f"{good} of {len(cells)} cells that were run are good: study complete, weights equal bit for bit, at",
-            "most one round repeated, nothing finished trained again, a dead site named within "
+            f"{good} of {len(cells)} cells that were run are good: study complete, weights equal bit",
+            "for bit, at most one round repeated, nothing finished trained again, a dead site named within "
             f"{NAMED_S:.0f} s",
         ]
     )
