@@ -60,7 +60,8 @@ def test_what_was_measured_is_read_again_and_the_newest_counts(tmp_path: Path) -
 @pytest.mark.timeout(900)
 def test_a_serverapp_killed_while_it_writes_a_round_and_a_site_whose_line_is_cut(tmp_path: Path) -> None:
     debian_program("nginx")
-    options = "--lanes 1 --targets centre-serverapp site-frozen --phases unpulled writing".split()
-    command = [sys.executable, str(MATRIX), "--folder", str(tmp_path / "matrix"), *options]
+    targets, phases = ("centre-serverapp", "site-frozen"), ("unpulled", "writing")
+    command = [sys.executable, str(MATRIX), "--folder", str(tmp_path / "matrix"), "--lanes", "1"]
+    command += ["--targets", *targets, "--phases", *phases]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
