@@ -63,15 +63,15 @@ from kills import CENTRE, Deployment, has_completed, hold, reference, signal_all
 from client.clientapp_program import is_clientapp_alive, read_record
 from client.node_state import NodeState, read_node_state
 from client.progress import read_progress
-from server.ledger import read_ledger
+from server.ledger import LEDGER, read_ledger
 from server.status import centre_status, is_run_in_work
 from server.study import StudyConfig
 from simulation.federation import Federation, stopped_at_the_end, wait_until_ready
 
 AFTER_ROUNDS = ("evaluating", "fitting")
 SITE, OTHER = "hospital-1", "hospital-2"
-ROUNDS = 7
-POLL_S = 0.002
+ROUNDS = 6
+POLL_S = 0.005
 PULL_S = 5.0  # how long a SuperNode is held to see whether a message comes meanwhile
 STEADY_S = 3.0  # the centre is back when it has been so for this long
 LONGEST_S = 900.0
@@ -154,6 +154,7 @@ class Row:
         self.is_begun = False
         self.hit_in = -1  # rounds in the ledger at the last kill
         self.hits: list[datetime] = []
+        self.ledger = (0, 0)  # its size, and the newest round in it
 
     def run(self, phases: list[str], expected: dict[str, bytes]) -> list[Cell]:
         """Kill in every phase, wait for the study's end; the cells, with what became of the study."""
@@ -405,9 +406,13 @@ class Row:
             return [str(row[0]) for row in database.execute(query, (signed,))]
 
     def _rounds(self) -> int:
-        """The newest round in the ledger."""
-        lines = read_ledger(self.run_folder)
-        return max((int(str(line["round"])) for line in lines if line["event"] == "round"), default=0)
+        """The newest round in the ledger; read again only when it has grown."""
+        path = self.run_folder / LEDGER
+        size = path.stat().st_size if path.exists() else 0
+        if size != self.ledger[0]:
+            found = (int(str(line["round"])) for line in read_ledger(self.run_folder) if "round" in line)
+            self.ledger = size, max(found, default=0)
+        return self.ledger[1]
 
     def _repeated(self, since: datetime, until: datetime) -> int:
         """Rounds that were in the ledger before and were written into it again."""

@@ -17,6 +17,7 @@ from flwr.supernode.cli import flower_supernode as run_supernode
 from client.findings import Finding, FindingError
 from client.installed_code import keep_bundle_out_of_supernode
 from client.node_state import TEMPLATES, NodeRecorder
+from dsan_daemon.task_claims import give_processes_time_to_start
 
 STATE_VARIABLE = "DSAN_NODE_STATE"  # the file that says what the SuperNode does
 DAEMON_VARIABLE = "DSAN_DAEMON_PID"  # the SuperNode leaves when this process is gone
@@ -35,6 +36,7 @@ def require_node_log() -> None:
 def main() -> None:
     """Run the SuperNode until it ends; the process then ends too, whatever threads Flower left behind."""
     keep_bundle_out_of_supernode()
+    give_processes_time_to_start()
     recorder = NodeRecorder(Path(os.environ[STATE_VARIABLE]))
     FLOWER_LOGGER.addHandler(recorder)
     http = logging.getLogger("httpx")

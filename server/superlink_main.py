@@ -1,10 +1,11 @@
-"""Starts Flower's SuperLink with two settings that its command line does not give.
+"""Starts Flower's SuperLink with three settings that its command line does not give.
 
 - SQLite waits 120 s for a lock, not 5: with 5, uploads of large models end in `database is locked`.
 - With DSAN_NODE_AUTHENTICATION=1 only registered nodes may connect. Flower's own option for it wants TLS at
   the SuperLink itself; here TLS ends at the proxy, and between the two is loopback.
+- The process of a study has time to load (dsan_daemon/task_claims.py).
 
-Both go through private names of Flower 1.41, which `private_names` looks for first.
+They go through private names of Flower 1.41, which `private_names` looks for first.
 """
 
 import dataclasses
@@ -13,12 +14,10 @@ import os
 import sys
 from typing import Any
 
+from dsan_daemon.task_claims import MissingNameError, give_processes_time_to_start
+
 BUSY_TIMEOUT_MS = 120_000
 AUTHENTICATION = "DSAN_NODE_AUTHENTICATION"
-
-
-class MissingNameError(Exception):
-    """This Flower lacks a private name that we replace."""
 
 
 def private_names() -> tuple[Any, Any]:
@@ -43,6 +42,7 @@ def private_names() -> tuple[Any, Any]:
 def main() -> None:
     """Replace the names, then run Flower's own command with this process's arguments."""
     sql, command = private_names()
+    give_processes_time_to_start()
     sql.SQLITE_PRAGMAS = with_patience(sql.SQLITE_PRAGMAS)
     if os.environ.get(AUTHENTICATION) == "1":
         parse = command._parse_superlink_lifespan_config
