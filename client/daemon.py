@@ -101,6 +101,7 @@ class Daemon:
         self.is_drained = self.is_draining  # no message is in work, and no SuperNode takes one
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
+        self.work_told = ""
         self.counts = prepared_counts(site)
         await_leftovers(self.state / RECORD, LEAVE_S)  # a killed daemon's processes log off by themselves
         self.supervisor = Supervisor(self.state / RECORD)
@@ -138,6 +139,7 @@ class Daemon:
         if time.monotonic() >= self.status_due:
             self.status_due = time.monotonic() + STATUS_EVERY_S
             self._write_status()
+            self._log_work(self.work_status())
             notify_alive(self.work_status().phase)
 
     def stop(self) -> None:
@@ -221,6 +223,16 @@ class Daemon:
         except OSError as error:  # a full disk ends the work, not the daemon
             log.error("status.json cannot be written: %s", error.strerror)
 
+    def _log_work(self, work: WorkStatus) -> None:
+        """A line for every phase of the work."""
+        round_words = f"round {work.round}" if work.round else ""
+        parts = (work.study or work.message_kind, round_words, work.phase, work.branch)
+        words = " ".join(part for part in parts if part)
+        if words != self.work_told:
+            about = {"study": work.study, "round": work.round, "site": self.site.name}
+            log.info("%s", words, extra={name: value for name, value in about.items() if value})
+            self.work_told = words
+
     def _connection(self) -> ConnectionStatus:
         return self.connection.status(self.watch)
 
@@ -275,8 +287,8 @@ class Daemon:
         if self.is_draining:
             self._tell("the centre ordered to drain: the message in work is the last one")
             return
-        studies = f"study {', '.join(drained)}" if drained else "nothing any more"
-        self._tell(f"by order of the centre, drained is {studies}")
+        except_of = f", but of {', '.join(drained)}" if drained else ""
+        self._tell(f"by order of the centre, messages are taken{except_of}")
         if self.is_drained:
             self.is_drained, self.node_back_at = False, time.monotonic() + NODE_PAUSE_S
             self.supervisor.start(self.superexec)

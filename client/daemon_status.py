@@ -154,7 +154,7 @@ def status_text(site: SiteConfig) -> str:
         _daemon_line(site, status, is_alive),
         f"centre     {status.centre}{'' if status.is_secure else ' (in the clear, loopback)'}",
         *(_drained_lines(status) if is_alive else []),
-        *(_connection_lines(status.connection) if is_alive else []),
+        *(_connection_lines(status) if is_alive else []),
         *[f"renew      {words}" for words in ending_soon(site.keys_folder, site.name)],
         f"work       {_work_text(status, is_alive)}",
         f"cases      {_counts(status.cases) or 'none prepared'}",
@@ -188,17 +188,20 @@ def _drained_lines(status: DaemonStatus) -> list[str]:
     return [f"drained    takes no message of {', '.join(status.drained_studies)} {until}"]
 
 
-def _connection_lines(connection: ConnectionStatus) -> list[str]:
+def _connection_lines(status: DaemonStatus) -> list[str]:
+    connection = status.connection
     last = "never" if connection.last_contact is None else _ago(connection.last_contact)
+    watched = (
+        f"since {_clock(connection.watched_since)}" if connection.watched_since else connection.not_watched
+    )
+    if status.is_drained:
+        return [f"connection none, while drained; last contact {last}", f"watched    {watched or 'no'}"]
     lines = [f"connection {'connected' if connection.is_connected else 'NOT CONNECTED'}; last contact {last}"]
     if connection.reason:
         code = f"{connection.code}: " if connection.code else ""
         lines.append(f"           {code}{connection.reason}")
     if connection.fix:
         lines.append(f"           fix: {connection.fix}")
-    watched = (
-        f"since {_clock(connection.watched_since)}" if connection.watched_since else connection.not_watched
-    )
     return [*lines, f"watched    {watched or 'no'}"]
 
 
@@ -210,7 +213,8 @@ def _work_text(status: DaemonStatus, is_alive: bool) -> str:
     steps = f" {work.done}/{work.steps}" if work.steps else ""
     eta = f", {work.eta_s:.0f} s left" if work.eta_s is not None else ""
     study = work.study or work.message_kind
-    return f"{study}{round_text}: {work.phase} {work.branch or ''}{steps}{eta}".replace("  ", " ")
+    branch = f" {work.branch}" if work.branch else ""
+    return f"{study}{round_text}: {work.phase}{branch}{steps}{eta}"
 
 
 def _egress_lines(sums: EgressSums) -> list[str]:

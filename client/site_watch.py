@@ -147,19 +147,19 @@ class SiteWatchClient:
         self._last_heard = time.monotonic()
         if self.connected_since is None:
             self.connected_since, self.reason = time.time(), ""
-            log.info("the centre at %s watches", self._address)
+            log.info("the centre at %s watches", self._address, extra={"site": self._site})
         if order.kind != Order.NONE:
             log.warning(
                 "the centre orders: %s %s",
                 Order.Kind.Name(order.kind),
                 order.study,
-                extra={"study": order.study},
+                extra={"study": order.study, "site": self._site},
             )
             self._on_order(order)
 
     def _lost(self, reason: str) -> None:
         if reason != self.reason:
-            log.warning("not watched by the centre: %s", reason)
+            log.warning("not watched by the centre: %s", reason, extra={"site": self._site})
         self.connected_since, self.reason = None, reason
 
     def _channel(self) -> grpc.Channel:

@@ -189,13 +189,17 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     """Enrol, train, select, fit the ensemble, evaluate, explain."""
     enrolled = enrol(exchange, study, run_folder)
     _require_training_cases(enrolled)
+    _log_sites(enrolled)
     state = train(exchange, study, enrolled, run_folder)
+    log.info("the rounds are done: the last one is validated, and the ensemble fitted")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
     selection = select(state)
     models = load_selected(run_folder, study, state, selection)
     ensemble = fit(exchange, study, enrolled, models)
     take_back(exchange, study, enrolled, run_folder)
+    log.info("the models are tested at the held-out sites")
     held_out = evaluate_held_out(exchange, study, enrolled, models, ensemble.weights)
+    log.info("attention maps are compared with the infection")
     explained = explain(exchange, study, enrolled, models, ensemble.weights)
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
     write_scores(run_folder, outcome.scores)
@@ -208,7 +212,9 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     """Enrol, train VB-Net, select, evaluate."""
     enrolled = enrol(exchange, study, run_folder)
     _require_training_cases(enrolled)
+    _log_sites(enrolled)
     state = train(exchange, study, enrolled, run_folder)
+    log.info("the rounds are done: the last one is validated, and the model tested at the held-out sites")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
     selection = select(state)
     models = load_selected(run_folder, study, state, selection)
@@ -219,6 +225,12 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     results = segmentation_results(run_folder, outcome, exchange, time.monotonic() - started)
     write_segmentation_package(run_folder, study, models[Branch.VBNET].unpack(), results)
     return results
+
+
+def _log_sites(enrolled: Enrolled) -> None:
+    for role, sites in (("train", enrolled.training), ("test only", enrolled.held_out)):
+        if sites:
+            log.info("%s: %s", role, ", ".join(sites))
 
 
 def _require_training_cases(enrolled: Enrolled) -> None:

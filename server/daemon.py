@@ -39,6 +39,7 @@ TEND_S = 0.5
 LOOK_EVERY_S = 2.0  # at the SuperLink and the studies
 DEAF_S = 90.0  # a SuperLink that does not answer for so long is started anew
 START_S = 120.0
+LAST_LINE_BYTES = 500
 LONGEST_LOG_BYTES = 100 << 20
 
 log = logging.getLogger("dsan.server")
@@ -77,6 +78,8 @@ class _Daemon:
         site_watch = self._site_watch()
         health = HealthServer(self._config.health_port, self.readiness, centre_registry(self._centre.folder))
         try:
+            listen = LOOPBACK if self._is_insecure else self._config.listen
+            _listening("port", self._config.port, lambda: _probe(listen, self._config.port))
             site_watch_port = _listening("port", self._config.port + 1, site_watch.start)
             _listening("health_port", self._config.health_port, health.start)
             _listening("console_port", self._config.console_port, self._console.start)
@@ -202,8 +205,14 @@ class _Daemon:
             self._answered_at = time.monotonic()
 
     def _missing_program(self) -> str:
-        waiting = [name for name, status in self._supervisor.status().items() if status.pid is None]
-        return f"{', '.join(waiting)}: waits to be started again" if waiting else ""
+        """The programs that are down, each with the end of its log."""
+        logs = self._centre.state / "logs"
+        return "; ".join(
+            f"{name} ended (exit status {status.last_exit}) and is started again; its log ends: "
+            f"{_last_line(logs / f'{name}.log')}"
+            for name, status in self._supervisor.status().items()
+            if status.pid is None
+        )
 
     def _reload_certificates(self) -> None:
         pid, version = self._supervisor.status()["nginx"].pid, self._tls_version()
@@ -233,6 +242,13 @@ def _listening(key: str, port: int, start: Callable[[], int]) -> int:
         ) from None
 
 
+def _probe(listen: str, port: int) -> int:
+    """OSError where nginx, or the SuperLink, could not listen: they would say so in their logs alone."""
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.create_server((listen, port), family=family):
+        return port
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -245,6 +261,14 @@ def _secret(path: Path) -> str:
     if not path.exists():
         write_atomically(path, secrets.token_hex(32).encode(), PRIVATE)
     return path.read_text()
+
+
+def _last_line(log_file: Path) -> str:
+    with suppress(OSError), log_file.open("rb") as file:
+        file.seek(max(0, log_file.stat().st_size - LAST_LINE_BYTES))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "nothing")
+    return "nothing"
 
 
 def _version(path: Path) -> int:

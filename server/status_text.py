@@ -85,14 +85,14 @@ def _headline(status: CentreStatus) -> Text:
         parts.append(f"the last took {duration(run.round_seconds)}")
     if run.ends_at is not None:
         parts.append(f"rounds end in about {duration(run.ends_at - status.now)}")
-    if run.state not in ("running", "waiting") and run.message:
+    if run.state not in ("running", "waiting", "complete") and run.message:
         parts.append(run.message)
     return Text("; ".join(parts), "bold")
 
 
 def _site_table(status: CentreStatus) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("site", "role", "now", "step", "ETA", "last contact", f"rounds {_shown(status.run)}"):
+    for heading in ("site", "role", "now", "step", "ETA", "last contact", _rounds_shown(status.run)):
         table.add_column(heading, no_wrap=heading != "now")
     for site in status.sites:
         age = site.last_contact_age_s(status.now)
@@ -128,9 +128,11 @@ def _numbers(run: RunStatus | None) -> range:
     return range(max(1, run.round - ROUNDS_SHOWN + 1), run.round + 1) if run else range(0)
 
 
-def _shown(run: RunStatus | None) -> str:
+def _rounds_shown(run: RunStatus | None) -> str:
     numbers = _numbers(run)
-    return f"{numbers[0]} to {numbers[-1]}" if numbers else ""
+    if len(numbers) < 2:
+        return "round 1" if numbers else ""
+    return f"rounds {numbers[0]} to {numbers[-1]}"
 
 
 def _site_json(site: SiteInRun, now: float) -> dict[str, object]:

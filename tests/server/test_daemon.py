@@ -37,6 +37,7 @@ from dsan_model.watch_pb2_grpc import SiteWatchStub
 from server.admittance import enrol_site, revoke_site
 from server.certificates import certificate_pem, found_authority, issue_client_certificate, load_authority
 from server.cli import app as cli
+from server.founding import found_centre
 from server.renewal import renew_server, renew_sites
 from server.watch_file import read_watch
 
@@ -356,6 +357,32 @@ def test_a_damaged_file_of_a_site_is_said_and_ends_nothing(
     assert pull(running, enrolled["north"], running.node_id("north")) == 200
     (running.centre.sites / "bad.json").unlink()
     running.wait_until_ready()
+
+
+def test_a_port_that_another_program_has_is_named(running: Any, tmp_path: Path) -> None:
+    found_centre(tmp_path, "127.0.0.1")
+    settings = (tmp_path / "server.toml").read_text()
+    (tmp_path / "server.toml").write_text(settings.replace("port = 8443", f"port = {running.config.port}"))
+    command = [sys.executable, "-m", "server.cli", "start", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 78
+    assert f"DAEMON-PORT: server.toml, key port: port {running.config.port} cannot be used" in done.stderr
+
+
+def test_what_a_program_said_before_it_ended_is_in_the_readiness(
+    running_centre: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nginx").write_text("#!/bin/sh\necho the disk is on fire\nexit 3\n")
+    (tmp_path / "nginx").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    centre = running_centre.RunningCentre(tmp_path / "centre")
+    try:
+        running_centre.wait_until(
+            lambda: "nginx ended (exit status 3) and is started again" in centre.readiness()[1]
+        )
+        running_centre.wait_until(lambda: "its log ends: the disk is on fire" in centre.readiness()[1])
+    finally:
+        centre.stop()
 
 
 def test_a_second_daemon_in_the_folder_is_refused(running: Any) -> None:
