@@ -17,7 +17,7 @@ from typing import Any
 from server.centre import Centre, ServerConfig, open_centre
 from server.founding import found_centre
 
-WAIT_S = 60.0
+WAIT_S = 150.0  # imports alone take a minute on a machine that does much else
 
 
 def wait_until(happened: Callable[[], object], seconds: float = WAIT_S) -> None:

@@ -196,6 +196,19 @@ def test_a_site_comes_back_by_itself_when_the_centre_does(centre: Centre) -> Non
     wait_until(lambda: site.connected_since and centre.is_connected("north"))
 
 
+def test_eight_sites_come_back_when_the_centre_does_and_a_restart_starts_no_flood(centre: Centre) -> None:
+    names = [f"hospital-{number}" for number in range(1, 9)]
+    sites = [centre.connect(name) for name in names]
+    for _ in range(3):
+        wait_until(lambda: all(centre.is_connected(name) for name in names))
+        centre.server.stop()
+        wait_until(lambda: all("cannot be reached" in site.reason for site in sites))
+        centre.server = SiteWatchServer(f"127.0.0.1:{centre.port}", None, centre.state)
+        centre.server.start()
+    wait_until(lambda: all(centre.is_connected(name) for name in names))
+    assert [site.reason for site in sites] == [""] * 8
+
+
 def test_a_centre_that_falls_silent_is_left_and_tried_again(
     centre: Centre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
