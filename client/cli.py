@@ -15,18 +15,13 @@ import typer
 
 from client.finding_table import EXIT_BAD_DATA, EXIT_FAILED, exit_code, findings_text
 from client.findings import Finding, FindingError
+from dsan_daemon.commands import command_line
 
 # Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
 
 STARTED = time.monotonic()
 
-app = typer.Typer(
-    help=__doc__,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+app = command_line(__doc__)
 
 
 class Device(StrEnum):

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from client.case_sketch import CaseSketch, View, read_sketch
@@ -20,6 +20,7 @@ from client.preparation import PreparationResult, PreparedEntry
 from client.qc_figures import COLOUR, hu_histogram_svg, ratio_histogram_svg
 from client.site import SiteConfig
 from client.volume_store import StoredCase, read_stored_case, write_atomically
+from dsan_daemon.pages import page_environment
 from dsan_model.cases import Label
 
 PAGE = "qc.html"
@@ -140,14 +141,7 @@ def _about(group: FindingGroup) -> str:
 
 @cache
 def _template() -> Template:
-    """Every value is escaped, and a name that the template lacks is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters["picture"] = _picture
     environment.filters["hu_histogram"] = lambda shares: Markup(hu_histogram_svg(shares))
     environment.filters["about"] = _about

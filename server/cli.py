@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dsan_daemon.commands import command_line
 from dsan_model.configuration import ConfigurationError
 from server.refusals import ExitCode, RefusedError
 
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
 
 # Commands import what they need when they run: torch and Flower take seconds, --help may not.
 
-app = typer.Typer(
-    help=__doc__,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+app = command_line(__doc__)
 
 Folder = Annotated[Path, typer.Option("--dir", help="The centre's folder.")]
 OfStudy = Annotated[

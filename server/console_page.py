@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
+from dsan_daemon.pages import page_environment
 from dsan_model.watch import BRANCHES
 from server.console_figures import BRANCH_NAME, Update, figure_panels
 from server.ledger import read_ledger
@@ -149,13 +150,6 @@ def _ledger(updates: list[Update]) -> list[dict[str, object]]:
 
 @cache
 def _template() -> Template:
-    """Every value is escaped, and a name that the template lacks is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters["svg"] = Markup
     return environment.get_template(TEMPLATE)

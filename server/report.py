@@ -4,9 +4,10 @@ import base64
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
+from dsan_daemon.pages import page_environment
 from server.report_blocks import ratio_text, score_text
 from server.report_headline import banner, facts, state
 from server.report_input import RunFolder, read_run_folder
@@ -48,14 +49,7 @@ def report_html(run: RunFolder) -> str:
 
 @cache
 def _template() -> Template:
-    """Every value is escaped, and a name that the template lacks is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters["svg"] = Markup
     environment.filters["score"] = score_text
     environment.filters["ratio"] = ratio_text

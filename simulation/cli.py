@@ -11,15 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dsan_daemon.commands import command_line
+
 STARTED = time.monotonic()
 
-app = typer.Typer(
-    help=__doc__,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
+app = command_line(__doc__)
 
 
 class EngineName(StrEnum):

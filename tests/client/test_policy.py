@@ -9,6 +9,7 @@ import cohort_factory
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from study_terms import STUDY_TERMS
 
 from client import egress
 from client.app import app, refusing
@@ -40,7 +41,6 @@ from dsan_model.protocol import (
 )
 from dsan_model.sampling import Branch
 from dsan_model.traffic import Precision, pack
-from dsan_model.training import TrainingConfig
 from dsan_model.weights import flatten
 
 
@@ -54,16 +54,13 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def terms(cohort_factory: ModuleType) -> StudyTerms:
-    return StudyTerms(
+    return replace(
+        STUDY_TERMS,
         name="spring",
-        digest="ab" * 32,
-        seed=0,
         input_shape_dhw=cohort_factory.RECIPE.shape_DHW,
         recipe_digest=cohort_factory.RECIPE.digest,
         network=cohort_factory.NETWORK,
-        training=TrainingConfig(),
         folds=2,
-        fold=0,
         branches=(Branch.US,),
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from cohort_factory import RECIPE, SHAPE_DHW, line, write_case, write_image
 
 from client import preparation
 from client.cohort import COLUMNS
@@ -24,41 +25,7 @@ from client.volume_store import load_masks, load_volume, verify_volume
 from client.worker_pool import WorkerDied
 from dsan_model.cases import Label
 
-SHAPE_DHW = (26, 20, 24)
-SPACING_MM_XYZ = (3.0, 3.0, 1.25)
-RECIPE_DHW = [14, 22, 26]
-
-
-def write_image(path: Path, array_DHW: np.ndarray, z_mm: float = 0.0) -> None:
-    image = sitk.GetImageFromArray(array_DHW)
-    image.SetSpacing(SPACING_MM_XYZ)
-    image.SetOrigin((0.0, 0.0, z_mm))
-    sitk.WriteImage(image, str(path))
-
-
-def write_case(folder: Path, case_id: str, infection_rows: int = 3) -> None:
-    """A scan with two lungs of 3360 voxels and an infection of 20 voxels a row in the right one."""
-    lung, infection = np.zeros(SHAPE_DHW, np.uint8), np.zeros(SHAPE_DHW, np.uint8)
-    lung[3:23, 4:16, 3:10] = lung[3:23, 4:16, 14:21] = 1
-    infection[10 : 10 + infection_rows, 5:9, 4:9] = 1
-    hu = np.where(infection == 1, -300, np.where(lung == 1, -850, 40)).astype(np.int16)
-    noise = np.random.default_rng(sum(case_id.encode())).integers(-30, 30, SHAPE_DHW, dtype=np.int16)
-    write_image(folder / f"{case_id}.nii.gz", hu + noise)
-    write_image(folder / f"{case_id}_lung.nii.gz", lung)
-    write_image(folder / f"{case_id}_infection.nii.gz", infection)
-
-
-def line(case_id: str, label: str = "CAP", patient_id: str = "", **cells: str) -> str:
-    row = {
-        "case_id": case_id,
-        "patient_id": patient_id or f"p-{case_id}",
-        "label": label,
-        "image": f"{case_id}.nii.gz",
-        "lung_mask": f"{case_id}_lung.nii.gz",
-        "infection_mask": f"{case_id}_infection.nii.gz",
-        **cells,
-    }
-    return ",".join(row.get(column, "") for column in COLUMNS)
+RECIPE_DHW = list(RECIPE.shape_DHW)
 
 
 def write_cohort(folder: Path, *lines: str) -> None:

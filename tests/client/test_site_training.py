@@ -1,13 +1,15 @@
 """A site whose memory runs out trains the same branch once more with activation checkpointing."""
 
+from dataclasses import replace
+
 import torch
+from study_terms import STUDY_TERMS
 from torch import Tensor
 
 from client.branch_training import BranchTask
 from client.site_training import train_branch
 from dsan_model.cases import Case, Label
 from dsan_model.network import NetworkConfig, initial_state
-from dsan_model.protocol import StudyTerms
 from dsan_model.sampling import Branch
 from dsan_model.training import Machine, Sample, TrainingConfig
 from dsan_model.weights import flatten
@@ -37,16 +39,11 @@ class Cases:
 
 
 def trained(failures: int) -> str:
-    terms = StudyTerms(
-        name="study",
-        digest="ab" * 32,
-        seed=0,
+    terms = replace(
+        STUDY_TERMS,
         input_shape_dhw=(16, 16, 16),
-        recipe_digest="",
         network=TINY,
         training=TrainingConfig(batch_size=2),
-        folds=5,
-        fold=0,
         branches=(Branch.US,),
     )
     task = BranchTask(terms, "north", Branch.US, 1, {}, flatten(initial_state(TINY, 0)))

@@ -10,21 +10,19 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from study_terms import STUDY_TERMS
 
 from dsan_model.cases import SizeGroup
 from dsan_model.golden_case import GoldenResult
-from dsan_model.network import NetworkConfig
 from dsan_model.protocol import (
     DescribeRequest,
     ExplainReply,
     Refusal,
     SiteDescription,
-    StudyTerms,
     decode,
     encode,
     size_bytes,
 )
-from dsan_model.training import TrainingConfig
 from server.exchange import Exchange, Failure, Outcome
 from simulation.engines import InProcessGrid
 
@@ -32,20 +30,7 @@ DEADLINE_S = 10.0
 SLOW_S = 0.4
 SECRET = "/data/patients/Mueller_Anna"
 
-REQUEST = DescribeRequest(
-    StudyTerms(
-        name="study",
-        digest="ab" * 32,
-        seed=0,
-        input_shape_dhw=(16, 32, 32),
-        recipe_digest="cd" * 32,
-        network=NetworkConfig(),
-        training=TrainingConfig(),
-        folds=5,
-        fold=0,
-        branches=(),
-    )
-)
+REQUEST = DescribeRequest(STUDY_TERMS)
 
 
 def description(site: str) -> SiteDescription:

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from restarting_grid import RestartingGrid, description
+from study_terms import STUDY_TERMS
 
 from dsan_model.network import NetworkConfig, initial_state
 from dsan_model.protocol import (
@@ -17,29 +18,15 @@ from dsan_model.protocol import (
     RoundReply,
     RoundRequest,
     SiteDescription,
-    StudyTerms,
     encode,
 )
 from dsan_model.sampling import Branch
 from dsan_model.traffic import Precision, pack
-from dsan_model.training import TrainingConfig
 from dsan_model.weights import flatten
 from server import exchange as exchange_module
 from server.exchange import CRASHES, Exchange, Failure, Outcome
 from server.ledger import read_ledger
 
-TERMS = StudyTerms(
-    name="study",
-    digest="ab" * 32,
-    seed=0,
-    input_shape_dhw=(16, 32, 32),
-    recipe_digest="cd" * 32,
-    network=NetworkConfig(),
-    training=TrainingConfig(),
-    folds=5,
-    fold=0,
-    branches=(),
-)
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
 Answering = Callable[["Hospitals", str, int, Message], Message]  # site, how often it was asked before
 
@@ -85,7 +72,7 @@ class Hospitals:
         """Ask these sites, or all of them, to describe themselves."""
         return list(
             self.exchange.ask(
-                dict.fromkeys(sites or self.behaviours, DescribeRequest(TERMS)), SiteDescription
+                dict.fromkeys(sites or self.behaviours, DescribeRequest(STUDY_TERMS)), SiteDescription
             )
         )
 
@@ -216,7 +203,7 @@ def replies_slowly(hospitals: Hospitals, site: str, asked_before: int, message: 
 def test_a_reply_before_its_turn_waits_on_disk_and_survives_its_node(connect: Connect) -> None:
     hospitals = connect(east=replies_slowly, north=replies_and_leaves)
     weights = {Branch.US: pack(flatten(initial_state(TINY, 0)), Precision.FLOAT16)}
-    request = RoundRequest(TERMS, 1, 0, {}, weights)
+    request = RoundRequest(STUDY_TERMS, 1, 0, {}, weights)
     outcomes = hospitals.exchange.ask(dict.fromkeys(hospitals.behaviours, request), RoundReply)
     east, north = next(outcomes), next(outcomes)
     assert isinstance(east.answer, RoundReply)
@@ -245,7 +232,7 @@ def test_a_node_that_is_started_anew_is_asked_anew_who_it_is(connect: Connect) -
     outcome, deadline = None, time.monotonic() + 20
     while outcome is None and time.monotonic() < deadline:
         exchange.nodes.look()
-        outcome = exchange.introduction(1, TERMS)
+        outcome = exchange.introduction(1, STUDY_TERMS)
         time.sleep(0.02)
     assert outcome is not None
     assert names([outcome]) == ["north"]
