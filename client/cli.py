@@ -353,6 +353,15 @@ def _coded_exit() -> Iterator[None]:
     except FindingError as error:
         sys.stderr.write(f"{findings_text([error.finding])}\n")
         raise typer.Exit(exit_code([error.finding])) from None
+    except BrokenPipeError:  # of whoever reads what we print
+        raise
+    except OSError as error:
+        number, where = error.errno, str(error.filename or "a file of the site")
+        fix = "Free some disk, or give back the rights to the file; then give the command again."
+        reason = f"the operating system refused: {error.strerror or error}"
+        finding = Finding(f"SITE-OS-{number}", "error", where, reason, fix)
+        sys.stderr.write(f"{findings_text([finding])}\n")
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def _print(text: str) -> None:

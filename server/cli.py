@@ -372,6 +372,14 @@ def _coded_exit() -> Iterator[None]:
     except ConfigurationError as error:
         _complain(error)
         raise typer.Exit(ExitCode.BAD_CONFIGURATION) from None
+    except BrokenPipeError:  # of whoever reads what we print
+        raise
+    except OSError as error:
+        number, where = error.errno, str(error.filename or "a file of the centre")
+        fix = "Free some disk, or give back the rights to the file; then give the command again."
+        reason = f"the operating system refused: {error.strerror or error}"
+        _complain(RefusedError(f"CENTRE-OS-{number}", where, reason, fix, ExitCode.FAILED))
+        raise typer.Exit(ExitCode.FAILED) from None
 
 
 def _complain(error: Exception) -> None:

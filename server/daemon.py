@@ -24,6 +24,7 @@ from server.membership import reconcile_nodes
 from server.proxy import Behind, write_proxy
 from server.refusals import ExitCode, RefusedError
 from server.site_watch import SiteWatchServer
+from server.status import disk_trouble
 from server.study_keeper import StudyKeeper
 from server.superlink import (
     LOOPBACK,
@@ -95,7 +96,7 @@ class _Daemon:
 
     def readiness(self) -> tuple[bool, str]:
         """Whether sites and studies are served, and if not, why."""
-        reason = self._reason or self._missing_program()
+        reason = self._reason or self._missing_program() or disk_trouble(self._centre.folder)
         return self._is_ready and not reason, reason or "ready"
 
     def _site_watch(self) -> SiteWatchServer:

@@ -76,6 +76,7 @@ class SiteWatchServer:
         self._service = _Service(proxy_secret, state_folder)
         self._server: grpc.Server | None = None
         self._ended = threading.Event()
+        self._trouble = ""  # why the file cannot be written
         self._keeping_file = threading.Thread(target=self._keep_file, name="site-watch-file", daemon=True)
 
     def start(self) -> int:
@@ -104,10 +105,14 @@ class SiteWatchServer:
             self._write_file()
 
     def _write_file(self) -> None:
+        trouble = ""
         try:
             self._service.write_file()
         except OSError as error:
-            log.error("SiteWatch cannot write its file: %s", error)
+            trouble = f"SiteWatch cannot write its file: {error}"
+        if trouble != self._trouble:  # said once, not every two seconds
+            self._trouble = trouble
+            log.log(logging.ERROR if trouble else logging.INFO, trouble or "SiteWatch writes its file again")
 
 
 @dataclass

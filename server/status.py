@@ -4,6 +4,7 @@ Status, console and metrics all read this. Nothing here needs the daemon to live
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from server.round_files import StudyOutline, read_outline, read_rounds
 from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, read_watch
 
 SILENT_S = 30.0  # a connected site speaks every five seconds
+LEAST_DISK_BYTES = 1 << 30  # a round of two branches at full size takes about as much
 SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times its usual time in a round
 CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
 ENDS = ("complete", "incomplete", "paused", "stopped")
@@ -87,10 +89,13 @@ class CentreStatus:
     events: tuple[tuple[float, str, str], ...] = ()  # time, event, message; oldest first
     certificates: tuple[Ending, ...] = ()
 
+    disk: str = ""  # what is wrong with it, in words
+
     @property
-    def ending_soon(self) -> list[str]:
-        """Certificates that end within 30 days or have ended, in words."""
-        return [ending.in_words(self.now) for ending in self.certificates if ending.ends - self.now < SOON_S]
+    def warnings(self) -> list[str]:
+        """What to mend at the centre itself: its disk, certificates that end within 30 days."""
+        soon = [ending for ending in self.certificates if ending.ends - self.now < SOON_S]
+        return [*([self.disk] if self.disk else []), *(ending.in_words(self.now) for ending in soon)]
 
 
 def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
@@ -104,7 +109,15 @@ def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
         found = CentreStatus(now, is_watching(state), None, sites)
     else:
         found = _with_run(folder, run_folder, watched, now)
-    return replace(found, certificates=tuple(endings(folder)))
+    return replace(found, certificates=tuple(endings(folder)), disk=disk_trouble(folder))
+
+
+def disk_trouble(folder: Path) -> str:
+    """In words, if too little is free where the centre's folder lies."""
+    free = shutil.disk_usage(folder).free
+    if free >= LEAST_DISK_BYTES:
+        return ""
+    return f"{free / 1e9:.1f} GB of disk are free in {folder}: a round that cannot be written stops the study"
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -69,7 +69,7 @@ def status_view(status: CentreStatus) -> Group:
     else:
         parts.append(Text("no site is enrolled"))
     parts += [Text(f"! {site.name}: {site.late}", "bold yellow") for site in status.sites if site.late]
-    parts += [Text(f"! {words}", "bold yellow") for words in status.ending_soon]
+    parts += [Text(f"! {words}", "bold yellow") for words in status.warnings]
     return Group(*parts)
 
 

@@ -1,7 +1,9 @@
 import json
+import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -137,3 +139,12 @@ def test_what_cannot_begin_is_refused_by_code_on_stderr(
 )
 def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
+
+
+def test_a_disk_that_takes_no_more_is_said_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "client.cli", "init", "st-mary", "--server", "centre:8443"]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, 0))
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=full, cwd=tmp_path)
+    assert done.returncode == 70
+    assert "SITE-OS-27" in done.stderr
+    assert "Traceback" not in done.stderr

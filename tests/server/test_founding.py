@@ -1,7 +1,10 @@
 """A new centre's folder."""
 
 import ipaddress
+import resource
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,25 @@ def test_a_centre_is_not_written_over(tmp_path: Path) -> None:
         found_centre(tmp_path, "other")
     assert refused.value.exit_code == ExitCode.BAD_CONFIGURATION
     assert (tmp_path / "tls/ca.key").read_bytes() == before
+
+
+def test_a_disk_that_takes_no_more_is_said_by_the_command_without_a_traceback(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "init",
+        "--host",
+        "centre",
+        "--dir",
+        str(tmp_path / "centre"),
+    ]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, 0))
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=full)
+    assert done.returncode == ExitCode.FAILED
+    assert "CENTRE-OS-27: " in done.stderr
+    assert "the operating system refused: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("host", ["", "https://x", "x:8443", "a b", "-x", "x" * 64, "x..y"])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from centre_folder import write_centre, write_watched
@@ -202,6 +203,13 @@ def test_the_text_shows_step_eta_contact_and_reasons(running: Path) -> None:
     assert "✓–·" in text
     assert "! south: not connected" in text
     assert "SiteWatch does not run" not in text
+
+
+def test_a_disk_that_is_nearly_full_is_said(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "of disk are free" not in status_text(running)
+    monkeypatch.setattr("server.status.shutil.disk_usage", lambda folder: SimpleNamespace(free=200_000_000))
+    told = " ".join(status_text(running).split())
+    assert f"! 0.2 GB of disk are free in {running}: a round that cannot be written stops the study" in told
 
 
 def test_a_dead_site_watch_is_said(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
