@@ -4,8 +4,8 @@
     python benchmarks/kill_matrix.py --targets centre-serverapp --phases training writing
     python benchmarks/kill_matrix.py --table    print what was measured so far
 
-A centre and two hospitals over TLS, six rounds of the smallest preset. One study for each target, hit once in
-each phase; then the study must be complete, its weights those of an undisturbed study bit for bit, nothing
+A centre and two hospitals over TLS, eight rounds of the smallest preset. One study for each target, hit once
+in each phase; then the study must be complete, its weights those of an undisturbed study bit for bit, nothing
 that a site had finished trained again, and no cell may cost more than one round that was in the ledger.
 Targets are processes that get SIGKILL. `centre-power` and `site-power` are power cuts: the daemon and all its
 processes at the same moment; `site-frozen` holds all of a site by SIGSTOP, as if its line were cut. A daemon
@@ -70,7 +70,7 @@ from simulation.federation import Federation, stopped_at_the_end, wait_until_rea
 
 AFTER_ROUNDS = ("evaluating", "fitting")
 SITE, OTHER = "hospital-1", "hospital-2"
-ROUNDS = 6
+ROUNDS = 8  # a kill in each of five, and some that go by while a site comes back
 POLL_S = 0.005
 PULL_S = 5.0  # how long a SuperNode is held to see whether a message comes meanwhile
 STEADY_S = 3.0  # the centre is back when it has been so for this long

@@ -17,7 +17,7 @@ from pathlib import Path
 from dsan_daemon.processes import MARK
 from server.ledger import read_ledger
 from server.run_folder import study_toml
-from server.status import is_run_in_work
+from server.status import centre_status, is_run_in_work
 from server.study import StudyConfig, preset_study
 from simulation.engines import Engine, run_study_on
 from simulation.federated_study import find_hospitals, prepare_hospitals
@@ -67,6 +67,9 @@ class Deployment:
                 config = hospital / "site.toml"
                 require_done(self.federation.client("join", kit, "--config", config, stdout=said))
                 self.start_daemon(hospital.name)
+        while not all(site.is_connected for site in centre_status(self.centre).sites):
+            self.federation.require_alive()
+            time.sleep(0.5)
 
     def start_daemon(self, name: str) -> None:
         """Start the daemon of the centre or of a hospital, as systemd would after its end."""
@@ -135,7 +138,8 @@ def reference(folder: Path, n_sites: int, rounds: int) -> tuple[StudyConfig, dic
         update={"rounds": rounds, "sites": study.sites.model_copy(update={"training": sites})}
     )
     if not (run / "results.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in (hospitals, run):
+            shutil.rmtree(left, ignore_errors=True)
         options = ("--sites", str(n_sites), "--cases", "8", "--preset", "tiny", "--shape", "24", "64", "64")
         program = "from simulation.cli import main; main()"
         command = [sys.executable, "-c", program, "hospitals", str(hospitals), *options]

@@ -30,6 +30,7 @@ from dsan_model.protocol import (
     encode,
     size_bytes,
 )
+from server.idle_sites import IdleSites, state_folder_of
 from server.ledger import append_event
 from server.nodes import Nodes
 from server.spool import Spool
@@ -78,9 +79,18 @@ class _Asked(Generic[Answer]):
     node: int | None = None  # that the newest was sent to
     activation: str | None = None  # of that node then; None: it was away, and finds the message when it comes
     request_bytes: int = 0
+    sent_at: float = 0.0  # the newest, in unix seconds
     crashes: int = 0
     away_since: float | None = None  # on time.monotonic
     outcome: Outcome[Answer] | None = None
+
+
+@dataclass(frozen=True)
+class _Introduction:
+    """The message that asks a node who it is."""
+
+    identifier: str  # empty: the node is not known any more
+    sent_at: float  # unix seconds
 
 
 class Exchange:
@@ -96,7 +106,8 @@ class Exchange:
         self.nodes = Nodes(grid)
         self.bytes_to_sites = 0
         self.bytes_from_sites = 0
-        self._introductions: dict[tuple[int, str], str] = {}  # node, its activation: the message that asks
+        self._idle = IdleSites(state_folder_of(run_folder))
+        self._introductions: dict[tuple[int, str], _Introduction] = {}  # node, its activation
 
     def ask(self, requests: Mapping[str, Request], expected: type[Answer]) -> Iterator[Outcome[Answer]]:
         """Send each site its request and yield every outcome, by site name, before the deadline is over.
@@ -124,15 +135,13 @@ class Exchange:
         if activation is None:
             return None
         asked = node, activation  # a node that was started anew has lost the question
-        if asked not in self._introductions:
-            record = encode(DescribeRequest(terms, measures_speed))
-            message = Message(record, node, KINDS[DescribeRequest].value, ttl=REPLY_GRACE_S)
-            (identifier,) = self.grid.push_messages([message])
-            self._introductions[asked] = identifier or ""
-            self.bytes_to_sites += size_bytes(record)
-        if not self._introductions[asked]:
+        self._idle.look()
+        known = self._introductions.get(asked)
+        if known is None or self._idle.has_lost(self.nodes.registered_name(node), known.sent_at):
+            known = self._introductions[asked] = self._introduced(node, terms, measures_speed)
+        if not known.identifier:
             return None
-        for message in self.grid.pull_messages([self._introductions[asked]]):
+        for message in self.grid.pull_messages([known.identifier]):
             del self._introductions[asked]
             if message.has_error() and message.error.code in LOST:
                 return None  # the next call asks again
@@ -140,6 +149,14 @@ class Exchange:
             self.bytes_from_sites += outcome.size_bytes
             return outcome
         return None
+
+    def _introduced(self, node: int, terms: StudyTerms, measures_speed: bool) -> _Introduction:
+        """Ask a node who it is."""
+        record = encode(DescribeRequest(terms, measures_speed))
+        message = Message(record, node, KINDS[DescribeRequest].value, ttl=REPLY_GRACE_S)
+        (identifier,) = self.grid.push_messages([message])
+        self.bytes_to_sites += size_bytes(record)
+        return _Introduction(identifier or "", time.time())
 
     def _send(self, batch: list[_Asked[Answer]]) -> None:
         records = {id(asked.request): encode(asked.request) for asked in batch}
@@ -152,7 +169,7 @@ class Exchange:
             messages.append(Message(records[id(asked.request)], asked.node, kind, ttl=ttl))
         identifiers = list(self.grid.push_messages(messages))
         for asked, identifier in zip(batch, identifiers, strict=True):
-            asked.activation = self.nodes.activation(asked.node)
+            asked.activation, asked.sent_at = self.nodes.activation(asked.node), time.time()
             if identifier:
                 asked.identifiers.append(identifier)
                 asked.request_bytes = sizes[id(asked.request)]
@@ -177,6 +194,7 @@ class Exchange:
                 looked = now
                 self._look_after(waiting)
                 self._take_early(waiting[1:], spool)
+                self._send_what_never_came(waiting)
                 continue
             pause = min(LONGEST_POLL_S, max(SHORTEST_POLL_S, POLL_SHARE * (now - began)))
             time.sleep(min(pause, deadline - now))
@@ -222,6 +240,7 @@ class Exchange:
     def _look_after(self, waiting: list[_Asked[Answer]]) -> None:
         """See who left, who came back, and who came back as another node; send again what was lost."""
         self.nodes.look()
+        self._idle.look()
         open_ones = [asked for asked in waiting if asked.outcome is None]
         self._find_moved([asked for asked in open_ones if self.nodes.activation(asked.node) is None])
         for asked in open_ones:
@@ -238,6 +257,13 @@ class Exchange:
                 self._send_again(asked, "its node was started anew")
             elif not asked.identifiers:
                 self._send_again(asked, "its message was lost")
+
+    def _send_what_never_came(self, waiting: list[_Asked[Answer]]) -> None:
+        """After all answers that are there were taken: who is idle and owes one has not got its message."""
+        for asked in waiting:
+            is_open = asked.outcome is None and asked.away_since is None
+            if is_open and self._idle.has_lost(asked.site, asked.sent_at):
+                self._send_again(asked, "it has nothing to do, so its message never came")
 
     def _find_moved(self, away: list[_Asked[Answer]]) -> None:
         """Give sites that are away the nodes that came since and are theirs.

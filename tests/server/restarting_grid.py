@@ -28,6 +28,7 @@ class RestartingGrid(InProcessGrid):
         self.activations: dict[int, str] = dict.fromkeys(super().get_node_ids(), "first")
         self.names: dict[int, str] = {}
         self.pushed: list[tuple[int, str]] = []  # node and message
+        self.swallows: set[int] = set()  # nodes whose next message is lost on its way
         self._node_of: dict[str, int] = {}
         self._lost: set[str] = set()
 
@@ -52,6 +53,11 @@ class RestartingGrid(InProcessGrid):
         identifiers = []
         for message in messages:
             node = message.metadata.dst_node_id
+            if node in self.swallows:
+                self.swallows.remove(node)
+                identifiers.append(f"lost-{node}")
+                self._lost.add(identifiers[-1])
+                continue
             (identifier,) = super().push_messages([message])
             if identifier:
                 self._node_of[identifier] = node

@@ -24,8 +24,10 @@ from dsan_model.sampling import Branch
 from dsan_model.traffic import Precision, pack
 from dsan_model.weights import flatten
 from server import exchange as exchange_module
+from server import idle_sites
 from server.exchange import CRASHES, Exchange, Failure, Outcome
 from server.ledger import read_ledger
+from server.watch_file import SiteReport, WatchedSite, write_watch
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
 Answering = Callable[["Hospitals", str, int, Message], Message]  # site, how often it was asked before
@@ -237,3 +239,51 @@ def test_a_node_that_is_started_anew_is_asked_anew_who_it_is(connect: Connect) -
     assert outcome is not None
     assert names([outcome]) == ["north"]
     assert hospitals.times_asked == {"north": 2}
+
+
+@pytest.fixture
+def watched(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hospitals]:
+    """North, whose first message is lost, in a centre where SiteWatch says what it does."""
+    monkeypatch.setattr(idle_sites, "IDLE_S", 0.5)
+    monkeypatch.setattr(idle_sites, "LOOK_EVERY_S", 0.05)
+    state, run_folder = tmp_path / "centre" / "state", tmp_path / "centre" / "runs" / "study"
+    for folder in (state, run_folder):
+        folder.mkdir(parents=True)
+    (tmp_path / "centre" / "server.toml").touch()
+
+    def start(phase: str) -> Hospitals:
+        now = time.time()
+        write_watch(state, {"north": WatchedSite(SiteReport(phase=phase), now, True, now)})
+        hospitals = connect(north=answers)
+        hospitals.run_folder = run_folder
+        by_site = hospitals.exchange.nodes.by_site
+        hospitals.exchange = Exchange(hospitals.grid, 3.0, run_folder)
+        hospitals.exchange.nodes.by_site = by_site
+        hospitals.grid.names, hospitals.grid.swallows = {1: "north"}, {1}
+        return hospitals
+
+    return start
+
+
+def test_an_idle_site_whose_message_never_came_is_asked_again(watched: Callable[..., Hospitals]) -> None:
+    hospitals = watched("idle")
+    assert names(hospitals.ask()) == ["north"]
+    assert hospitals.events() == [("asked-again", "north: it has nothing to do, so its message never came")]
+
+
+def test_a_site_at_work_is_not_asked_again(watched: Callable[..., Hospitals]) -> None:
+    hospitals = watched("training")
+    assert names(hospitals.ask()) == ["SITE-LATE"]
+    assert hospitals.events() == []
+
+
+def test_an_idle_site_is_asked_again_who_it_is(watched: Callable[..., Hospitals]) -> None:
+    hospitals = watched("idle")
+    hospitals.exchange.nodes.by_site = {}
+    outcome, deadline = None, time.monotonic() + 20
+    while outcome is None and time.monotonic() < deadline:
+        hospitals.exchange.nodes.look()
+        outcome = hospitals.exchange.introduction(1, STUDY_TERMS)
+        time.sleep(0.02)
+    assert outcome is not None
+    assert names([outcome]) == ["north"]
