@@ -14,7 +14,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -55,6 +55,7 @@ from dsan_model.watch_pb2 import Order, SiteStatus
 TEND_EVERY_S = 0.5
 STATUS_EVERY_S = 1.0
 COUNT_EVERY_S = 60.0
+COMPLAIN_EVERY_S = 300.0
 LEAVE_S = 8.0  # what a process gets to leave by itself
 NODE_PAUSE_S = 10.0  # after ending the SuperNode: the centre must see that it was gone
 NODE_SILENCE_S = 300.0  # of a SuperNode whose centre can be reached
@@ -102,6 +103,7 @@ class Daemon:
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
         self.work_told = ""
+        self.complaint_due = 0.0
         self.counts = prepared_counts(site)
         await_leftovers(self.state / RECORD, LEAVE_S)  # a killed daemon's processes log off by themselves
         self.supervisor = Supervisor(self.state / RECORD)
@@ -127,20 +129,38 @@ class Daemon:
         notify_ready("started")
 
     def tend(self) -> None:
-        """Once around: restart what ended, obey orders, watch the work, write the status."""
+        """Once around: restart what ended, obey orders, watch the work, write the status.
+
+        What the operating system refuses, as on a full disk, is told now and then, and tried again.
+        """
+        for step in (self._tend_processes, self._tend_work, self._tell_status):
+            try:
+                step()
+            except OSError as error:
+                if time.monotonic() >= self.complaint_due:
+                    self.complaint_due = time.monotonic() + COMPLAIN_EVERY_S
+                    self._tell(f"the operating system refused: {error}")
+
+    def _tend_processes(self) -> None:
         for name in self.supervisor.tend():
             self._ended(name)
+        self._bring_node_back()
+
+    def _tend_work(self) -> None:
         while not self.orders.empty():
             self._obey(self.orders.get())
         if not self.is_drained:
             self._watch_work()
             self._watch_node()
-        self._bring_node_back()
-        if time.monotonic() >= self.status_due:
-            self.status_due = time.monotonic() + STATUS_EVERY_S
-            self._write_status()
-            self._log_work(self.work_status())
-            notify_alive(self.work_status().phase)
+
+    def _tell_status(self) -> None:
+        if time.monotonic() < self.status_due:
+            return
+        self.status_due = time.monotonic() + STATUS_EVERY_S
+        work = self.work_status()
+        notify_alive(work.phase)
+        self._log_work(work)
+        write_status(self.state, self.status())
 
     def stop(self) -> None:
         """End everything within half a minute; what was finished is on disk."""
@@ -151,7 +171,8 @@ class Daemon:
         self.connection.stop()
         self.health.stop()
         self.supervisor.stop_all(LEAVE_S)
-        self._write_status()
+        with suppress(OSError):  # a full disk
+            write_status(self.state, self.status())
 
     @property
     def is_draining(self) -> bool:
@@ -216,12 +237,6 @@ class Daemon:
             line.since,
             node.message_kind,
         )
-
-    def _write_status(self) -> None:
-        try:
-            write_status(self.state, self.status())
-        except OSError as error:  # a full disk ends the work, not the daemon
-            log.error("status.json cannot be written: %s", error.strerror)
 
     def _log_work(self, work: WorkStatus) -> None:
         """A line for every phase of the work."""

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,8 +62,9 @@ class NodeRecorder(logging.Handler):
 
     def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self._state)))
-        partial.replace(self._path)
+        with suppress(OSError):  # a full disk: raised in a log handler it would end the SuperNode
+            partial.write_text(json.dumps(asdict(self._state)))
+            partial.replace(self._path)
         self._written = time.monotonic()
 
 

@@ -6,6 +6,7 @@ two SuperNodes a key. A ServerApp that has left its parents' session is found by
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ STOP_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 MARK = "DSAN_SUPERVISED"  # in the environment of a program and of all its descendants: RECORD#NAME
 STEADY_S = 60.0  # who lived this long begins again with the first pause
+
+log = logging.getLogger("dsan.processes")
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,13 @@ class Supervisor:
 
     def _write_record(self) -> None:
         pids = [child.process.pid for child in self._children.values() if child.process is not None]
-        self._record.parent.mkdir(parents=True, exist_ok=True)
         partial = self._record.with_suffix(".partial")
-        partial.write_text(json.dumps({str(pid): started_at(pid) for pid in pids}))
-        partial.replace(self._record)
+        try:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({str(pid): started_at(pid) for pid in pids}))
+            partial.replace(self._record)
+        except OSError as error:  # a full disk ends no program; the next supervisor has their marks
+            log.error("%s cannot be written: %s", self._record, error.strerror)
 
 
 @contextmanager

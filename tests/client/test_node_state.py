@@ -82,3 +82,14 @@ def test_an_error_is_kept_until_the_node_is_connected(
 def test_a_file_that_is_torn_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "node.json").write_text('{"pid": 1')
     assert read_node_state(tmp_path / "node.json") is None
+
+
+def test_a_disk_that_takes_no_more_does_not_end_the_supernode(
+    loggers: tuple[logging.Logger, logging.Logger, Path],
+) -> None:
+    flower, _, path = loggers
+    path.with_suffix(".partial").mkdir()  # nothing can be written there
+    flower.info("SuperNode ID: %s", 17)
+    path.with_suffix(".partial").rmdir()
+    flower.info("Sent successfully")
+    assert state(path).node_id == 17

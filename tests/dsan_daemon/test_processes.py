@@ -59,6 +59,20 @@ def test_a_killed_program_is_started_again(tmp_path: Path) -> None:
         assert status.pid not in (None, first)
 
 
+def test_a_record_that_cannot_be_written_ends_no_program_and_keeps_none_from_its_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pids.partial").mkdir()  # nothing can be written there
+    with supervised(tmp_path / "pids.json") as supervisor:
+        supervisor.start(program(tmp_path, "exec sleep 60"))
+        first = supervisor.status()["sleeper"].pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: bool(supervisor.tend() is None or supervisor.status()["sleeper"].restarts))
+        assert supervisor.status()["sleeper"].pid not in (None, first)
+    assert "pids.json cannot be written" in caplog.text
+
+
 def test_the_pause_grows_while_a_program_keeps_dying(tmp_path: Path) -> None:
     with supervised(tmp_path / "pids.json") as supervisor:
         supervisor.start(program(tmp_path, "echo try; exit 3", first_pause_s=0.1))
