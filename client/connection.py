@@ -172,7 +172,7 @@ def _bad_certificate(error: ssl.SSLCertVerificationError, host: str, port: int) 
             f"the centre's certificate is valid from {seen.not_valid_before_utc:%Y-%m-%d %H:%M} to "
             f"{seen.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and this computer's clock says "
             f"{now:%Y-%m-%d %H:%M} UTC",
-            "Correct the clock (timedatectl); if it is right, the operator must renew the certificate.",
+            "Correct the clock (timedatectl); if it is right, ask the operator for `dsan-server renew`.",
         )
     if error.verify_code in OTHER_NAME:
         fix = "Use the name that the operator gave `dsan-server init --host`."
