@@ -217,8 +217,9 @@ def segment_train(
     """Train VB-Net (lungs and infection) on this site's own scans; nothing leaves the site.
 
     Needs `dsan-client prepare --segmentation`. A fifth of the patients validates each epoch; OUT has the best
-    epoch's weights, from the first epoch on. Exit code: 0 done, 65 there are too few cases or the loss
-    diverged, 70 nothing is prepared or OUT cannot be written, 78 bad configuration.
+    epoch's weights, from the first epoch on. The same command goes on after the last epoch that was done,
+    also with more --rounds. Exit code: 0 done, 65 there are too few cases or the loss diverged, 70 nothing is
+    prepared or OUT cannot be written, 78 bad configuration.
 
     Example: dsan-client segment-train --config hospital/site.toml --out vbnet.safetensors
     """

@@ -48,7 +48,7 @@ class FinishedWork:
 
     def find(self, round_number: int, incoming: PackedWeights) -> FinishedRound | None:
         """The result of this round from these weights, if it was finished and its bytes are whole."""
-        tensors = _load(self._path("result", round_number, incoming.digest))
+        tensors = load_tensors(self._path("result", round_number, incoming.digest))
         if tensors is None:
             return None
         training = _TRAINING.validate_json(bytes(tensors["training"].tolist()))
@@ -78,7 +78,7 @@ class FinishedWork:
             "floats": torch.tensor(update.floats),
             "integers": torch.tensor(update.integers),
         }
-        _store(self._path("result", round_number, incoming.digest), tensors)
+        store_tensors(self._path("result", round_number, incoming.digest), tensors)
         self._forget_before(min(round_number - ROUNDS_KEPT + 1, went_on_from))
 
     def state_after(self, round_number: int) -> KeptState:
@@ -88,7 +88,7 @@ class FinishedWork:
         """
         if round_number == 0:
             return KeptState({}, None)
-        tensors = _load(self._path("state", round_number, ""))
+        tensors = load_tensors(self._path("state", round_number, ""))
         if tensors is None:
             raise RefusedError(
                 "WORK-STATE",
@@ -100,7 +100,7 @@ class FinishedWork:
     def keep_state(self, round_number: int, state: KeptState) -> None:
         """Store what the next round goes on with."""
         tensors = {f"optimiser/{name}": tensor for name, tensor in state.optimiser.items()}
-        _store(
+        store_tensors(
             self._path("state", round_number, ""),
             tensors | ({} if state.carry is None else {"carry": state.carry}),
         )
@@ -137,14 +137,7 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-_TRAINING = TypeAdapter(BranchTraining)
-
-
-def _round_of(path: Path) -> int:
-    return int(path.name.split("-")[1].split(".")[0])
-
-
-def _store(path: Path, tensors: dict[str, Tensor]) -> None:
+def store_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Whole or not at all, also after a power cut: a file without its checksum is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -155,13 +148,21 @@ def _store(path: Path, tensors: dict[str, Tensor]) -> None:
     sync(path.parent)
 
 
-def _load(path: Path) -> dict[str, Tensor] | None:
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """What `store_tensors` wrote; None if it is not there or damaged."""
     try:
         if path.with_suffix(".sha256").read_text() != _sha256(path):
             return None
         return load_file(path)
     except (OSError, ValueError, SafetensorError):  # ValueError: a checksum that is not text
         return None
+
+
+_TRAINING = TypeAdapter(BranchTraining)
+
+
+def _round_of(path: Path) -> int:
+    return int(path.name.split("-")[1].split(".")[0])
 
 
 def _sha256(path: Path) -> str:

@@ -1,20 +1,23 @@
 """`dsan-client segment-train`: VB-Net trained on one site's own scans, without a centre."""
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
 
 from client.findings import Finding, FindingError
 from client.machine_audit import read_machine
 from client.preparation import PreparedEntry, load_prepared, segmentation_target
+from client.segment_train_state import Standing, keep_standing, load_standing
 from client.site import SiteConfig
 from client.study_cases import RefusedError
-from client.vbnet_training import VBNetTask, train_vbnet, vbnet_counts
+from client.vbnet_training import TrainedVBNet, VBNetTask, train_vbnet, vbnet_counts
 from dsan_model.cases import patient_folds
 from dsan_model.dice import STRUCTURES, DiceCounts
 from dsan_model.patches import PRESETS, SegmentationPreset
@@ -38,27 +41,56 @@ class Split:
 
 
 def train_here(site: SiteConfig, out: Path, preset: str, rounds: int | None, seed: int, say: Say) -> str:
-    """Train, keep the best epoch's weights in `out`, and tell what they reach. Raises FindingError."""
+    """Train, keep the best epoch's weights in `out`, and tell what they reach. Raises FindingError.
+
+    The same training that was ended before goes on after the last epoch that it finished.
+    """
     values = PRESETS[preset]
     machine = Machine(torch.device(read_machine(site).device))
     split = _split(site, values, seed)
-    weights = flatten(initial_vbnet_state(values.segmentation.network, seed))
-    optimiser: dict[str, Tensor] = {}
-    best = -1.0
-    chosen, reached = 0, DiceCounts.empty()
-    for epoch in range(1, (rounds or values.rounds) + 1):
-        task = VBNetTask(values.segmentation, values.training, seed, site.name, epoch, weights)
-        trained = _coded(partial(train_vbnet, task, split.training, optimiser, machine))
-        weights, optimiser = trained.weights, trained.optimiser
-        counts = _coded(partial(vbnet_counts, values.segmentation, weights, split.validation, machine))
+    folder = site.work_folder / "segment-train" / _digest(site, values, split, seed)
+    standing = load_standing(folder) or _beginning(values, seed)
+    epochs = rounds or values.rounds
+    if standing.epochs:
+        say(f"{standing.epochs} epochs of this training were done before")
+        _write(out, Segmenter(values.segmentation, standing.best_weights))
+    for epoch in range(standing.epochs + 1, epochs + 1):
+        task = VBNetTask(values.segmentation, values.training, seed, site.name, epoch, standing.weights)
+        trained = _coded(partial(train_vbnet, task, split.training, standing.optimiser, machine))
+        counts = _coded(
+            partial(vbnet_counts, values.segmentation, trained.weights, split.validation, machine)
+        )
         say(f"epoch {epoch}: loss {trained.training.classification_loss:.3f}, {_dice_text(counts)}")
-        if (counts.score or 0.0) > best:
-            best, chosen, reached = counts.score or 0.0, epoch, counts
-            _write(out, Segmenter(values.segmentation, weights))
+        standing = _after(standing, trained, counts)
+        if standing.best_epoch == epoch:
+            _write(out, Segmenter(values.segmentation, standing.best_weights))
+        _saved(partial(keep_standing, folder, standing), folder)
     return (
-        f"weights   {out} (epoch {chosen}: {_dice_text(reached)} on {len(split.validation)} cases)\n"
+        f"weights   {out} (epoch {standing.best_epoch}: {_dice_text(standing.best_counts)} on "
+        f"{len(split.validation)} cases)\n"
         f'next: lungs = "vbnet", infection = "vbnet", weights = "{out}" under [segmentation] of a site.toml'
     )
+
+
+def _beginning(values: SegmentationPreset, seed: int) -> Standing:
+    weights = flatten(initial_vbnet_state(values.segmentation.network, seed))
+    return Standing(0, weights, {}, 0, weights, DiceCounts.empty())
+
+
+def _after(standing: Standing, trained: TrainedVBNet, counts: DiceCounts) -> Standing:
+    """One epoch further; the epoch is the best if it validates better than those before."""
+    epochs = standing.epochs + 1
+    further = replace(standing, epochs=epochs, weights=trained.weights, optimiser=trained.optimiser)
+    if standing.best_epoch and (counts.score or 0.0) <= (standing.best_counts.score or 0.0):
+        return further
+    return replace(further, best_epoch=epochs, best_weights=trained.weights, best_counts=counts)
+
+
+def _digest(site: SiteConfig, values: SegmentationPreset, split: Split, seed: int) -> str:
+    """Of all that decides how a training goes on; how many epochs it takes may be changed."""
+    volumes = [[entry.path.name for entry in part] for part in (split.training, split.validation)]
+    decisive = [site.name, seed, asdict(values.segmentation), asdict(values.training), volumes]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _split(site: SiteConfig, values: SegmentationPreset, seed: int) -> Split:
@@ -89,14 +121,22 @@ def _coded(compute: Callable[[], Result]) -> Result:
 
 
 def _write(out: Path, segmenter: Segmenter) -> None:
-    partial = out.with_name(f".{out.name}.partial")
-    try:
+    def save() -> None:
+        partial = out.with_name(f".{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
         save_segmenter(partial, segmenter)
         partial.replace(out)
-    except OSError as error:
-        message, fix = f"it cannot be written: {error.strerror}", "Name another file with --out."
-        raise FindingError(Finding("OUTPUT-FILES", "error", str(out), message, fix)) from None
+
+    _saved(save, out)
+
+
+def _saved(save: Callable[[], None], where: Path) -> None:
+    try:
+        save()
+    except (OSError, SafetensorError) as error:
+        message = f"it cannot be written: {getattr(error, 'strerror', None) or error}"
+        fix = "Free space, or name another file with --out; the same command goes on from here."
+        raise FindingError(Finding("OUTPUT-FILES", "error", str(where), message, fix)) from None
 
 
 def _dice_text(counts: DiceCounts) -> str:
