@@ -33,7 +33,7 @@ def segment_by_vbnet(
     grid = upright_grid(ct, segmenter.config.spacing_mm_xyz)
     machine = Machine(torch.device("cpu"))
     volume_DHW = torch.from_numpy(windowed(grid))
-    found_SDHW = probabilities(network, volume_DHW, segmenter.config.patch_dhw, machine)
+    found_SDHW = probabilities(network, volume_DHW, segmenter.config, machine)
     if not masks(found_SDHW)[0].any():
         fix = "Check that the scan shows a chest and that its values are HU."
         message = f"{segmenter.name} found no lung"

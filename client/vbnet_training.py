@@ -104,7 +104,7 @@ def vbnet_counts(
     for position, entry in enumerate(entries):
         progress(position, len(entries))
         scan = scans.whole(position)
-        found = probabilities(network, scan.volume_DHW, config.patch_dhw, machine)
+        found = probabilities(network, scan.volume_DHW, config, machine)
         if not bool(found.isfinite().all()):
             raise RefusedError("MODEL-DIVERGED", "vbnet: the network's output is NaN on cases of this site")
         total += dice_counts(masks(found), scan.mask_SDHW.numpy(), entry.case.ratio_group)
