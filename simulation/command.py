@@ -47,7 +47,7 @@ DONE, BAD_DATA, UNAVAILABLE, INCOMPLETE, BAD_CONFIGURATION, INTERRUPTED = 0, 65,
 NATIVE_SHAPE_DHW = {"demo": (40, 96, 96), "tiny": (24, 64, 64), "full": (300, 512, 512)}
 CASES_A_SITE = {
     "classification": {"demo": 108, "tiny": 10, "full": 60},
-    "segmentation": {"demo": 24, "tiny": 6, "full": 60},
+    "segmentation": {"demo": 48, "tiny": 6, "full": 60},
 }
 
 log = logging.getLogger("dsan.simulation")
