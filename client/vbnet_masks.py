@@ -8,7 +8,7 @@ import torch
 
 from client.findings import Finding, FindingError
 from client.segmentation import Segmentation
-from dsan_model.patches import masks, probabilities
+from dsan_model.patches import PROBABLE_FROM, masks, probabilities
 from dsan_model.segmentation_grid import mask_on_scan, upright_grid, windowed
 from dsan_model.segmenter import Segmenter, SegmenterError, load_segmenter
 from dsan_model.training import Machine
@@ -38,7 +38,10 @@ def segment_by_vbnet(
         fix = "Check that the scan shows a chest and that its values are HU."
         message = f"{segmenter.name} found no lung"
         raise FindingError(Finding("SEG-NO-LUNGS", "error", "scan", message, fix, case_id))
-    lung, infection = (mask_on_scan(found_DHW, grid, ct) for found_DHW in found_SDHW.numpy())
+    lung, infection = (
+        mask_on_scan(found_DHW, probable_from, grid, ct)
+        for found_DHW, probable_from in zip(found_SDHW.numpy(), PROBABLE_FROM, strict=True)
+    )
     infection = sitk.And(infection, lung)
     return Segmentation(lung, segmenter.name, ()), Segmentation(infection, segmenter.name, ())
 

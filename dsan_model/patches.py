@@ -26,6 +26,7 @@ from dsan_model.vbnet import VBNet, VBNetConfig, dice_loss
 
 OUTSIDE = -1.0  # what lies beyond a scan: the lower end of the window
 WHOLE_VOXELS = 2**20  # as many as a patch of the full size has: what a site's memory holds anyway
+PROBABLE_FROM = (0.5, 0.3)  # lungs, infection; Dice of what is often missed is highest below one half
 CENTRED_ON = (Structure.INFECTION, Structure.LUNGS, None)  # None: anywhere in the scan
 CENTRED_ON_SHARES = (0.5, 0.25, 0.25)
 
@@ -59,11 +60,11 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-3, decay_every_epochs=20, batch_size=4),
     ),
     "demo": SegmentationPreset(
-        rounds=24,
+        rounds=28,
         segmentation=SegmentationConfig(
             (4.0, 4.0, 8.0), (32, 48, 48), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2, 2))
         ),
-        training=TrainingConfig(learning_rate=5e-3, decay_every_epochs=9, decay_factor=0.3, batch_size=2),
+        training=TrainingConfig(learning_rate=5e-3, decay_every_epochs=11, decay_factor=0.3, batch_size=2),
     ),
     "tiny": SegmentationPreset(
         rounds=2,
@@ -181,8 +182,9 @@ def probabilities(network: VBNet, volume_DHW: Tensor, config: SegmentationConfig
 
 
 def masks(probability_SDHW: Tensor) -> Bools:
-    """Lungs and infection, (S, D, H, W): a probability of at least one half; infection in lung only."""
-    mask_SDHW: Bools = (probability_SDHW >= 0.5).cpu().numpy()
+    """Lungs and infection, (S, D, H, W), from PROBABLE_FROM on; infection in lung only."""
+    threshold_S111 = probability_SDHW.new_tensor(PROBABLE_FROM)[:, None, None, None]
+    mask_SDHW: Bools = (probability_SDHW >= threshold_S111).cpu().numpy()
     mask_SDHW[1] &= mask_SDHW[0]
     return mask_SDHW
 

@@ -64,8 +64,10 @@ def mask_on_grid(mask: sitk.Image, grid: sitk.Image) -> npt.NDArray[np.bool_]:
     return inside_DHW
 
 
-def mask_on_scan(probability_DHW: npt.NDArray[np.float32], grid: sitk.Image, ct: sitk.Image) -> sitk.Image:
-    """uint8 on the scan's grid, 1 where the interpolated probability is at least one half.
+def mask_on_scan(
+    probability_DHW: npt.NDArray[np.float32], probable_from: float, grid: sitk.Image, ct: sitk.Image
+) -> sitk.Image:
+    """uint8 on the scan's grid, 1 where the interpolated probability is at least `probable_from`.
 
     Beyond the grid (by less than a voxel) the probability at its edge goes on.
     """
@@ -73,7 +75,7 @@ def mask_on_scan(probability_DHW: npt.NDArray[np.float32], grid: sitk.Image, ct:
     probability.CopyInformation(grid)
     linear = sitk.sitkLinear
     on_scan: sitk.Image = (
-        sitk.Resample(probability, ct, sitk.Transform(), linear, 0.0, sitk.sitkFloat32, True) >= 0.5
+        sitk.Resample(probability, ct, sitk.Transform(), linear, 0.0, sitk.sitkFloat32, True) >= probable_from
     )
     return on_scan
 

@@ -109,6 +109,8 @@ def test_a_scan_goes_through_whole_unless_it_is_larger_than_memory_is_meant_to_h
     assert (math.prod(sides) > WHOLE_VOXELS) == (seen == config.patch_dhw)
 
 
-def test_masks_are_what_is_at_least_as_probable_as_not_and_infection_is_in_lung() -> None:
-    probability = torch.tensor([[0.5, 0.49, 0.9], [0.9, 0.9, 0.1]])[:, None, None]
+def test_lungs_are_what_is_at_least_as_probable_as_not_and_infection_is_taken_earlier_but_in_lung_only() -> (
+    None
+):
+    probability = torch.tensor([[0.5, 0.49, 0.9], [0.31, 0.9, 0.29]])[:, None, None]
     assert masks(probability)[:, 0, 0].tolist() == [[True, False, True], [True, False, False]]
