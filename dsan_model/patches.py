@@ -60,11 +60,11 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-3, decay_every_epochs=20, batch_size=4),
     ),
     "demo": SegmentationPreset(
-        rounds=30,
+        rounds=26,
         segmentation=SegmentationConfig(
             (4.0, 4.0, 8.0), (32, 48, 48), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2, 2), 2)
         ),
-        training=TrainingConfig(learning_rate=5e-3, decay_every_epochs=12, decay_factor=0.3, batch_size=2),
+        training=TrainingConfig(learning_rate=5e-3, decay_every_epochs=10, decay_factor=0.3, batch_size=2),
     ),
     "tiny": SegmentationPreset(
         rounds=2,
