@@ -36,6 +36,7 @@ from server.report import write_report
 from server.report_input import ReportError
 from server.results import Row, StudyOutcome, study_results, write_results
 from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
+from server.run_state import OnDemand
 from server.scores_file import write_scores
 from server.segmentation_package import write_segmentation_package
 from server.segmentation_results import SegmentationOutcome, segmentation_results
@@ -194,7 +195,7 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     log.info("the rounds are done: the last one is validated, and the ensemble fitted")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
     selection = select(state)
-    models = load_selected(run_folder, study, state, selection)
+    models = load_selected(run_folder, study, state, selection, exchange.spool)
     ensemble = fit(exchange, study, enrolled, models)
     take_back(exchange, study, enrolled, run_folder)
     log.info("the models are tested at the held-out sites")
@@ -204,7 +205,7 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     outcome = StudyOutcome(study, enrolled, state, unvalidated, selection, ensemble, held_out, explained)
     write_scores(run_folder, outcome.scores)
     results = study_results(run_folder, outcome, exchange, time.monotonic() - started)
-    write_model_package(run_folder, study, {b: w.unpack() for b, w in models.items()}, results)
+    write_model_package(run_folder, study, OnDemand(models, lambda b: models[b].unpack()), results)
     return results
 
 
@@ -217,7 +218,7 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     log.info("the rounds are done: the last one is validated, and the model tested at the held-out sites")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
     selection = select(state)
-    models = load_selected(run_folder, study, state, selection)
+    models = load_selected(run_folder, study, state, selection, exchange.spool)
     take_back(exchange, study, enrolled, run_folder)
     held_out = evaluate_held_out(exchange, study, enrolled, models, None)
     chosen = selection[Branch.VBNET]

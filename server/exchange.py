@@ -24,6 +24,7 @@ from dsan_model.protocol import (
     Refusal,
     Reply,
     Request,
+    RoundReply,
     SiteDescription,
     StudyTerms,
     decode,
@@ -104,6 +105,7 @@ class Exchange:
         self.deadline_s = deadline_s
         self.run_folder = run_folder
         self.nodes = Nodes(grid)
+        self.spool = Spool(run_folder)
         self.bytes_to_sites = 0
         self.bytes_from_sites = 0
         self._idle = IdleSites(state_folder_of(run_folder))
@@ -113,7 +115,7 @@ class Exchange:
         """Send each site its request and yield every outcome, by site name, before the deadline is over.
 
         Sites that are given the same request share one encoded record. What a restarted or crashed site lost
-        is sent again until the deadline. A reply that comes before its turn waits on disk.
+        is sent again until the deadline. The weights of a reply are in a file, whenever it came.
         """
         deadline = time.monotonic() + self.deadline_s
         waiting = [_Asked(site, requests[site], expected) for site in sorted(requests)]
@@ -121,11 +123,10 @@ class Exchange:
             return
         self.nodes.look()
         self._send(waiting)
-        with Spool(self.run_folder) as spool:
-            while waiting:
-                outcome = self._wait(waiting, deadline, spool)
-                del waiting[0]
-                yield outcome
+        while waiting:
+            outcome = self._wait(waiting, deadline)
+            del waiting[0]
+            yield outcome
 
     def introduction(
         self, node: int, terms: StudyTerms, *, measures_speed: bool = False
@@ -161,6 +162,7 @@ class Exchange:
     def _send(self, batch: list[_Asked[Answer]]) -> None:
         records = {id(asked.request): encode(asked.request) for asked in batch}
         sizes = {key: size_bytes(record) for key, record in records.items()}
+        self.spool.let_go()  # the records have their own bytes
         messages = []
         for asked in batch:
             asked.node = self.nodes.by_site[asked.site]
@@ -177,7 +179,7 @@ class Exchange:
             if asked.activation is None:
                 self._note_absence(asked)
 
-    def _wait(self, waiting: list[_Asked[Answer]], deadline: float, spool: Spool) -> Outcome[Answer]:
+    def _wait(self, waiting: list[_Asked[Answer]], deadline: float) -> Outcome[Answer]:
         """The outcome of the first of those that are waited for; the others are looked after meanwhile."""
         first = waiting[0]
         began = looked = time.monotonic()
@@ -193,19 +195,17 @@ class Exchange:
             if now - looked >= LOOK_EVERY_S:
                 looked = now
                 self._look_after(waiting)
-                self._take_early(waiting[1:], spool)
+                self._take_early(waiting[1:])
                 self._send_what_never_came(waiting)
                 continue
             pause = min(LONGEST_POLL_S, max(SHORTEST_POLL_S, POLL_SHARE * (now - began)))
             time.sleep(min(pause, deadline - now))
 
-    def _take_early(self, others: list[_Asked[Answer]], spool: Spool) -> None:
+    def _take_early(self, others: list[_Asked[Answer]]) -> None:
         """Take what the others have answered: it is safe then, whatever becomes of their nodes."""
         for asked in others:
             if asked.outcome is None:
                 self._pull(asked)
-                if asked.outcome is not None:
-                    asked.outcome = replace(asked.outcome, answer=spool.kept(asked.outcome.answer))
 
     def _pull(self, asked: _Asked[Answer], is_last_try: bool = False) -> None:
         """Take the answer if it is there; a message that was lost is sent again.
@@ -221,9 +221,16 @@ class Exchange:
                     self._note_error(asked, message.error.code)
                 else:
                     largest = 2 * asked.request_bytes + SMALL_REPLY_BYTES
-                    asked.outcome = _outcome(asked.site, message, asked.expected, largest)
+                    asked.outcome = self._kept(_outcome(asked.site, message, asked.expected, largest))
                     self.bytes_from_sites += asked.outcome.size_bytes
                     return
+
+    def _kept(self, outcome: Outcome[Answer]) -> Outcome[Answer]:
+        """The same; the updates of a round's reply are in files, and not in memory until they are used."""
+        if not isinstance(outcome.answer, RoundReply):
+            return outcome
+        updates = {branch: self.spool.kept(update) for branch, update in outcome.answer.updates.items()}
+        return replace(outcome, answer=replace(outcome.answer, updates=updates))
 
     def _note_error(self, asked: _Asked[Answer], code: int) -> None:
         if code in LOST:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 
 def write_model_package(
-    run_folder: Path, study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
+    run_folder: Path, study: StudyConfig, models: Mapping[Branch, FlatWeights], results: dict[str, Any]
 ) -> Path:
     """Write model/ beside the results: model.json, one safetensors a branch, MODEL_CARD.md, SHA256SUMS."""
     with new_package(run_folder, _description(study, models, results), model_card(study, results)) as partial:
@@ -45,7 +45,7 @@ def new_package(run_folder: Path, description: dict[str, Any], card: str) -> Ite
 
 
 def _description(
-    study: StudyConfig, models: dict[Branch, FlatWeights], results: dict[str, Any]
+    study: StudyConfig, models: Mapping[Branch, FlatWeights], results: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,

@@ -25,7 +25,7 @@ from dsan_model.protocol import (
 from dsan_model.sampling import Branch, size_balanced_probabilities
 from dsan_model.traffic import PackedWeights, pack
 from dsan_model.vbnet import initial_vbnet_state
-from dsan_model.weights import flatten
+from dsan_model.weights import FlatWeights, flatten
 from server.admission import Rejection, reject_round, relative_update
 from server.aggregation import RunningMean, moved, with_momentum
 from server.enrolment import Enrolled, take_back
@@ -33,6 +33,7 @@ from server.exchange import Exchange, Failure, Outcome
 from server.held_out import admitted_scores
 from server.ledger import LedgerEntry, Status, append_event, append_round
 from server.run_state import (
+    OnDemand,
     RoundRecord,
     RunState,
     SiteCounts,
@@ -41,6 +42,7 @@ from server.run_state import (
     prune_rounds,
     save_round,
 )
+from server.spool import Spool
 from server.start_package import read_start_package
 from server.study import StudyConfig
 from server.update_sketch import cosines_with_mean, sketch
@@ -68,8 +70,7 @@ def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder
         log.info("resumed after round %d of %d", state.round, study.rounds)
     while state.round < study.rounds:
         with logging_about(round=state.round + 1):
-            state = _next_round(exchange, study, enrolled, run_folder, state)
-        save_round(run_folder, state)
+            state = save_round(run_folder, _next_round(exchange, study, enrolled, run_folder, state))
         prune_rounds(run_folder, state, {best.round for best in select(state).values()})
     return state
 
@@ -81,7 +82,8 @@ def validate_newest(
 
     A round validates only the weights that it starts from.
     """
-    request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, outgoing(state, study))
+    weights = outgoing(state, study, exchange.spool)
+    request = EvaluateRequest(study.terms(), CaseSet.VALIDATION, None, weights)
     counts: SiteCounts = {}
     failures: dict[str, Failure] = {}
     for outcome in exchange.ask(dict.fromkeys(enrolled.training, request), EvaluateReply):
@@ -109,26 +111,26 @@ def select(state: RunState) -> dict[Branch, Selection]:
     return {branch: _best(state, branch, comparable) for branch in state.weights}
 
 
-def outgoing(state: RunState, study: StudyConfig) -> dict[Branch, PackedWeights]:
+def outgoing(state: RunState, study: StudyConfig, spool: Spool) -> dict[Branch, PackedWeights]:
     """The newest weights as the sites get them: what is validated and chosen is what travelled.
 
     The centre goes on with the exact ones, so that small updates add up over rounds instead of being
     rounded away in each.
     """
-    return {branch: pack(weights, study.precision) for branch, weights in state.weights.items()}
+    return {branch: spool.kept(pack(state.weights[branch], study.precision)) for branch in state.weights}
 
 
 def load_selected(
-    run_folder: Path, study: StudyConfig, state: RunState, selection: dict[Branch, Selection]
+    run_folder: Path, study: StudyConfig, state: RunState, selection: dict[Branch, Selection], spool: Spool
 ) -> dict[Branch, PackedWeights]:
     """The weights of the selected round of every branch, as the sites validated them."""
-    selected = {
-        branch: state.weights[branch]
-        if chosen.round == state.round
-        else load_round_weights(run_folder, chosen.round, branch)
-        for branch, chosen in selection.items()
-    }
-    return {branch: pack(weights, study.precision) for branch, weights in selected.items()}
+
+    def selected(branch: Branch) -> FlatWeights:
+        chosen = selection[branch].round
+        is_newest = chosen == state.round
+        return state.weights[branch] if is_newest else load_round_weights(run_folder, chosen, branch)
+
+    return {branch: spool.kept(pack(selected(branch), study.precision)) for branch in selection}
 
 
 def validation_counts(state: RunState, round_number: int, branch: Branch) -> list[BranchCounts]:
@@ -167,18 +169,19 @@ def _of_package(study: StudyConfig, run_folder: Path) -> RunState:
 
 
 def _untrained(study: StudyConfig) -> RunState:
-    if study.task == "segmentation":
-        weights = flatten(initial_vbnet_state(study.segmentation.config.network, study.seed))
-    else:
-        weights = flatten(initial_state(study.network_config, study.seed))
-    return RunState(0, dict.fromkeys(study.branches, weights))
+    def weights(branch: Branch) -> FlatWeights:
+        if branch is Branch.VBNET:
+            return flatten(initial_vbnet_state(study.segmentation.config.network, study.seed))
+        return flatten(initial_state(study.network_config, study.seed))
+
+    return RunState(0, OnDemand(study.branches, weights))
 
 
 @dataclass
 class _Gathered:
-    """What the accepted replies of a round add up to."""
+    """The accepted replies of a round, in the order of the sites' names; the updates are in the spool."""
 
-    means: dict[Branch, RunningMean]
+    updates: dict[Branch, list[PackedWeights]]
     training: dict[str, dict[Branch, BranchTraining]] = field(default_factory=dict)
     validation: SiteCounts = field(default_factory=dict)
     entries: list[LedgerEntry] = field(default_factory=list)
@@ -189,7 +192,7 @@ class _Gathered:
         self.validation[reply.site] = reply.validation
         for branch, update in reply.updates.items():
             training = reply.training[branch]
-            self.means[branch].add(update, training.cases)
+            self.updates[branch].append(update)
             self.sketches.setdefault(branch, {})[reply.site] = sketch(update)
             self.entries.append(
                 LedgerEntry(
@@ -218,7 +221,7 @@ class _Gathered:
     def refuse(self, round_number: int, site: str, reason: Failure | Rejection) -> None:
         is_reply = isinstance(reason, Rejection) or reason.code == "REPLY-PROTOCOL"
         status: Status = "rejected" if is_reply else "missing"
-        for branch in self.means:
+        for branch in self.updates:
             entry = LedgerEntry(
                 round_number, site, branch.value, status, code=reason.code, message=reason.message
             )
@@ -237,11 +240,12 @@ def _next_round(
         round=state.round + 1,
         goes_on_from=0,
         group_probabilities=size_balanced_probabilities(enrolled.training_groups()),
-        weights=outgoing(state, study),
+        weights=outgoing(state, study, exchange.spool),
     )
-    gathered = _Gathered({branch: RunningMean() for branch in state.weights})
+    gathered = _Gathered({branch: [] for branch in state.weights})
     for outcome in exchange.ask(_for_each_site(request, state, enrolled), RoundReply):
         _take(gathered, outcome, request, enrolled, study)
+        exchange.spool.let_go()
     _count_absent(gathered, request.round, study, enrolled)
     append_round(run_folder, gathered.ledger())
     _require_quorum(gathered, request.round, study, enrolled)
@@ -253,7 +257,8 @@ def _next_round(
         bytes_to_sites=exchange.bytes_to_sites - sent,
         bytes_from_sites=exchange.bytes_from_sites - received,
     )
-    following = _moved(state, gathered, study).after_round(record, gathered.validation)
+    moved_state = _moved(state, gathered, study, exchange.spool)
+    following = moved_state.after_round(record, gathered.validation)
     _tell(following, study)
     return following
 
@@ -271,17 +276,28 @@ def _for_each_site(request: RoundRequest, state: RunState, enrolled: Enrolled) -
     return {site: requests[number] for site, number in taken.items()}
 
 
-def _moved(state: RunState, gathered: _Gathered, study: StudyConfig) -> RunState:
-    """The state with every branch moved by the sites' mean update, with momentum if the study has it."""
+def _moved(state: RunState, gathered: _Gathered, study: StudyConfig, spool: Spool) -> RunState:
+    """The state with every branch moved by the sites' mean update, with momentum if the study has it.
+
+    Computed a branch at a time, when it is asked for.
+    """
     momentum = study.aggregation.server_momentum
-    weights, velocity = {}, {}
-    for branch, mean in gathered.means.items():
-        step = mean.result()
-        if momentum > 0:
-            step = with_momentum(step, state.velocity.get(branch), momentum)
-            velocity[branch] = step.floats.clone()
-        weights[branch] = moved(state.weights[branch], step)
+
+    def step(branch: Branch) -> FlatWeights:
+        update = _mean_update(gathered, branch, spool)
+        return with_momentum(update, state.velocity.get(branch), momentum) if momentum > 0 else update
+
+    weights = OnDemand(state.weights, lambda branch: moved(state.weights[branch], step(branch)))
+    velocity = OnDemand(state.weights if momentum > 0 else (), lambda branch: step(branch).floats)
     return replace(state, weights=weights, velocity=velocity)
+
+
+def _mean_update(gathered: _Gathered, branch: Branch, spool: Spool) -> FlatWeights:
+    mean = RunningMean()
+    for update, training in zip(gathered.updates[branch], gathered.training.values(), strict=True):
+        mean.add(update, training[branch].cases)
+        spool.let_go()
+    return mean.result()
 
 
 def _take(

@@ -6,9 +6,10 @@ or absent. The newest folder whose SHA256SUMS agree is where a resumed study goe
 
 import hashlib
 import shutil
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +27,29 @@ SUMS = "SHA256SUMS"
 VELOCITY = "velocity.safetensors"  # of server momentum, by branch
 ROUNDS_KEPT = 2  # newest rounds whose weights stay beside those of the best rounds
 SiteCounts = dict[str, dict[Branch, BranchCounts]]  # site, branch
+Kept = TypeVar("Kept")
+
+
+class OnDemand(Mapping[Branch, Kept]):
+    """What every branch has, read or computed anew whenever it is asked for.
+
+    The weights of one branch take 254 MB at full size: the centre has those of one in memory at a time.
+    """
+
+    def __init__(self, branches: Iterable[Branch], make: Callable[[Branch], Kept]) -> None:
+        self._branches = tuple(branches)
+        self._make = make
+
+    def __getitem__(self, branch: Branch) -> Kept:
+        if branch not in self._branches:
+            raise KeyError(branch)
+        return self._make(branch)
+
+    def __iter__(self) -> Iterator[Branch]:
+        return iter(self._branches)
+
+    def __len__(self) -> int:
+        return len(self._branches)
 
 
 @dataclass(frozen=True)
@@ -45,10 +69,10 @@ class RunState:
     """The study after `round` rounds; round 0 is the untrained network."""
 
     round: int
-    weights: dict[Branch, FlatWeights]  # exact; what travels of them may be rounded
+    weights: Mapping[Branch, FlatWeights]  # exact; what travels of them may be rounded
     history: tuple[RoundRecord, ...] = ()
     validation: tuple[SiteCounts, ...] = ()  # [r] is how the weights after r rounds did; one a round
-    velocity: dict[Branch, Tensor] = field(default_factory=dict)  # of server momentum: the last step
+    velocity: Mapping[Branch, Tensor] = field(default_factory=dict)  # of server momentum: the last step
     resumed_after: int = 0  # the rounds up to here were made by earlier processes
 
     @property
@@ -70,27 +94,29 @@ class RunState:
         return replace(self, validation=(*self.validation, validation))
 
 
-def save_round(run_folder: Path, state: RunState) -> None:
-    """Write the newest round of the state, whole or not at all."""
+def save_round(run_folder: Path, state: RunState) -> RunState:
+    """Write the newest round of the state, whole or not at all; returns the state as it is on disk."""
     folder = _round_folder(run_folder, state.round)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for branch, weights in state.weights.items():
-        save_weights(partial / f"{branch}.safetensors", weights)
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for branch in state.weights:
+        save_weights(unfinished / f"{branch}.safetensors", state.weights[branch])
     if state.velocity:
-        save_tensors({b.value: values for b, values in state.velocity.items()}, partial / VELOCITY)
+        save_tensors({b.value: values for b, values in state.velocity.items()}, unfinished / VELOCITY)
     counts = {
         f"{site}/{branch}": counts_array(of_branch)
         for site, by_branch in state.validation[-1].items()
         for branch, of_branch in by_branch.items()
     }
-    save_file(counts or {"none": np.zeros(0)}, partial / "validation.safetensors")
-    (partial / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
-    seal(partial)
+    save_file(counts or {"none": np.zeros(0)}, unfinished / "validation.safetensors")
+    (unfinished / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
+    seal(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    unfinished.rename(folder)
     sync(folder.parent)
+    weights = _weights_in(folder, state.weights)
+    return replace(state, weights=weights, velocity=_velocity_in(folder, state.velocity))
 
 
 def load_newest(run_folder: Path, study_digest: str) -> RunState | None:
@@ -163,13 +189,25 @@ def _load(run_folder: Path, newest: int, study_digest: str) -> RunState | None:
         validation.append(_load_validation(folder))
     folder = _round_folder(run_folder, newest)
     sealed = _sums(folder)
-    paths = {branch: folder / f"{branch}.safetensors" for branch in Branch}
-    weights = {branch: load_weights(path) for branch, path in paths.items() if path.name in sealed}
-    stored = load_tensors(folder / VELOCITY) if VELOCITY in sealed else {}
-    velocity = {Branch(name): values for name, values in stored.items()}
-    if not weights:
+    branches = [branch for branch in Branch if f"{branch}.safetensors" in sealed]
+    if not branches:
         return None
-    return RunState(newest, weights, tuple(history), tuple(validation), velocity, resumed_after=newest)
+    return RunState(
+        newest,
+        _weights_in(folder, branches),
+        tuple(history),
+        tuple(validation),
+        _velocity_in(folder, branches if VELOCITY in sealed else ()),
+        resumed_after=newest,
+    )
+
+
+def _weights_in(folder: Path, branches: Iterable[Branch]) -> Mapping[Branch, FlatWeights]:
+    return OnDemand(branches, lambda branch: load_weights(folder / f"{branch}.safetensors"))
+
+
+def _velocity_in(folder: Path, branches: Iterable[Branch]) -> Mapping[Branch, Tensor]:
+    return OnDemand(branches, lambda branch: load_tensors(folder / VELOCITY)[branch.value])
 
 
 def _load_validation(folder: Path) -> SiteCounts:

@@ -1,51 +1,39 @@
-"""Replies that come before their turn wait on disk, so that memory does not grow with the number of sites."""
+"""Packed weights in files, so that the centre's memory grows neither with the sites nor with the branches.
 
-import shutil
+A site's reply is 254 MB at full size, and so is what every site is sent. Here each is a file without a name
+in the run folder, mapped: memory holds what is being looked at, and the disk is free again as soon as nobody
+refers to it, also after a SIGKILL.
+"""
+
+import mmap
 import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 
-from dsan_model.protocol import RoundReply
 from dsan_model.traffic import PackedWeights
-
-Answer = TypeVar("Answer")
 
 
 class Spool:
-    """A folder below the run folder for the time of one request; without a run folder, memory."""
+    """Files below a folder; without a folder, memory."""
 
-    def __init__(self, run_folder: Path | None) -> None:
-        self._run_folder = run_folder
-        self._folder: Path | None = None
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
-    def __enter__(self) -> "Spool":
-        if self._run_folder is not None:
-            for left_over in self._run_folder.glob("spool-*"):  # by a process that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-        return self
+    def kept(self, weights: PackedWeights) -> PackedWeights:
+        """The same weights; their floats are a view of a file from here on. OSError if the disk is full."""
+        if self._folder is None or not weights.floats.size:
+            return weights
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            weights.floats.tofile(file)
+            mapped = mmap.mmap(file.fileno(), weights.floats.nbytes, prot=mmap.PROT_READ)
+        self._maps.add(mapped)
+        return replace(weights, floats=np.frombuffer(mapped, weights.floats.dtype))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def kept(self, answer: Answer) -> Answer:
-        """The same answer; the arrays of a round's updates are views of files from here on."""
-        if self._run_folder is None or not isinstance(answer, RoundReply):
-            return answer
-        updates = {branch: self._on_disk(update) for branch, update in answer.updates.items()}
-        return replace(answer, updates=updates)
-
-    def _on_disk(self, update: PackedWeights) -> PackedWeights:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="spool-", dir=self._run_folder))
-        if not update.floats.size:
-            return update
-        path = self._folder / f"{len(list(self._folder.iterdir())):06d}"
-        update.floats.tofile(path)
-        return replace(update, floats=np.memmap(path, update.floats.dtype, mode="r"))
+    def let_go(self) -> None:
+        """Nothing of the files need stay in memory; what is looked at again is read again."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)

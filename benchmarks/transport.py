@@ -1,0 +1,254 @@
+"""What a round costs beyond training, over a real SuperLink and real SuperNodes: ours, FedAvg, bare Flower.
+
+    python benchmarks/transport.py --sites 2 --rounds 5
+    python benchmarks/transport.py --sites 2 --rounds 20 --arms ours
+
+Two branches of 63.5 million parameters each, the paper's network, over volumes so small that a step of
+training is nothing beside the transport; what is left of training is subtracted. All programs run on this
+machine, on loopback, in the clear, with SQLite under the SuperLink and its patience raised as dsan-server
+raises it.
+
+- ours: dsan-server and dsan-client as people start them, a study in half precision.
+- fedavg: Flower's FedAvg strategy over one state dict of both branches in float32. Its round has a message
+  to train and one to evaluate, as ours validates too; the time without the latter is shown beside it.
+- bare: Flower's `send_and_receive` of arrays of as many bytes as ours, and nothing else. Its ClientApp
+  imports torch, as any that trains must.
+
+Printed for each: the median round after the first, its bytes, the memory of the ServerApp's process above
+what it had before its first weights (VmHWM), and how often `database is locked` is in a log. A round of ours
+reaches from one finished round's folder to the next. Two sites, five rounds of each: about 15 minutes on two
+idle cores, 6 GB of memory, 8 GB of disk; four sites: twice of each.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsan_daemon.files import PRIVATE, write_atomically
+from dsan_daemon.flower import flower_environment, flower_program
+from dsan_daemon.processes import Program, Supervisor, supervised
+from server.ledger import read_ledger
+from server.round_files import read_rounds
+from server.run_folder import study_toml
+from server.study import StudyConfig, preset_study
+from server.superlink import SuperLink, superexec_program, superlink_program, write_operator_connection
+from simulation.federated_study import find_hospitals, prepare_hospitals
+from simulation.federation import (
+    Federation,
+    found_on_free_ports,
+    require_done,
+    stopped_at_the_end,
+    wait_until_ready,
+)
+
+ARMS = ("ours", "fedavg", "bare")
+LONGEST_ROUND_S = 900.0
+APP = Path(__file__).parent / "transport_app"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one arm."""
+
+    seconds: float  # beyond training
+    bytes: int
+    memory_bytes: int  # of the ServerApp above its start, so far
+    without_evaluation_s: float | None = None
+
+
+def main() -> None:
+    """Run every arm and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sites", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument(
+        "--optimiser", choices=["sgd", "adam"], default="sgd", help="adam keeps 508 MB a branch"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/transport"))
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    os.environ["OMP_NUM_THREADS"] = "1"  # many processes share the cores of this machine
+    found: dict[str, list[Round]] = {}
+    for arm in options.arms:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if arm == "ours":
+            study = study_of(options.sites, options.rounds, options.optimiser)
+            found[arm] = ours(folder, study)
+        else:
+            found[arm] = flower(folder, arm, options.sites, options.rounds)
+        tell(arm, found[arm], locked(folder))
+    if len(found) == len(ARMS):
+        typical = {arm: median(rounds) for arm, rounds in found.items()}
+        print(f"fedavg takes {typical['fedavg'] / typical['ours']:.2f} times as long as ours")
+        print(f"ours takes {typical['ours'] / typical['bare'] - 1:+.1%} of bare")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def tell(arm: str, rounds: list[Round], n_locked: int) -> None:
+    """The line of an arm."""
+    parts = [median(rounds), *(r.seconds for r in rounds)]
+    print(f"{arm}: {parts[0]:.1f} s a round beyond training ({', '.join(f'{s:.1f}' for s in parts[1:])})")
+    without = [r.without_evaluation_s for r in rounds[1:] if r.without_evaluation_s is not None]
+    if without:
+        print(f"  without the evaluation {statistics.median(without):.1f} s")
+    print(f"  {rounds[-1].bytes / 1e6:.0f} MB a round, {rounds[-1].memory_bytes / 2**20:.0f} MiB of memory")
+    print(f"  database is locked: {n_locked} times in {len(rounds)} rounds", flush=True)
+
+
+def median(rounds: list[Round]) -> float:
+    """Of the seconds of all rounds but the first, which waits for the sites."""
+    return statistics.median(r.seconds for r in rounds[1:] or rounds)
+
+
+def locked(folder: Path) -> int:
+    """How often a log says that the database is locked."""
+    return sum(path.read_text(errors="replace").count("database is locked") for path in folder.rglob("*.log"))
+
+
+def study_of(n_sites: int, n_rounds: int, optimiser: str) -> StudyConfig:
+    """The paper's network over the volumes of the smallest preset."""
+    table = preset_study("full", "transport", 0).model_dump()
+    table |= {"rounds": n_rounds, "input": preset_study("tiny", "transport", 0).input.model_dump()}
+    table["training"] |= {"optimiser": optimiser, "learning_rate": 1e-4}
+    table["sites"] = {"training": tuple(f"hospital-{n + 1}" for n in range(n_sites))}
+    return StudyConfig.model_validate(table)
+
+
+def ours(folder: Path, study: StudyConfig) -> list[Round]:
+    """The study over dsan-server and a dsan-client for each site."""
+    size = ("--cases", "6", "--preset", "tiny", "--shape", "24", "64", "64")
+    n_sites = len(study.sites.training)
+    command = (sys.executable, "-c", "from simulation.cli import main; main()", "hospitals")
+    hospitals = folder / "hospitals"
+    subprocess.run((*command, hospitals, "--sites", str(n_sites), *size), check=True, stdout=sys.stderr)
+    sites = find_hospitals(hospitals)
+    prepare_hospitals(sites, study, 1)
+    federation = Federation(folder, ())
+    with stopped_at_the_end(federation):
+        address, health_port = found_on_free_ports(federation, stdout=sys.stderr)
+        host, _, port = address.partition(":")
+        federation.start("centre", "server.cli", "start", "--dir", federation.centre, "--insecure-loopback")
+        wait_until_ready(federation, health_port)
+        for name, config in sites.sites.items():
+            loopback = ("--insecure-loopback", address, "--insecure-watch", f"{host}:{int(port) + 1}")
+            federation.start(name, "client.cli", "start", "--config", config, *loopback)
+        path = federation.centre / "transport.toml"
+        path.write_text(study_toml(study), encoding="utf-8")
+        require_done(federation.server("train", path, "--detach", stdout=sys.stderr))
+        return watched_rounds(federation, study)
+
+
+def watched_rounds(federation: Federation, study: StudyConfig) -> list[Round]:
+    """Wait for one finished round after another; looks at the memory of the ServerApp meanwhile."""
+    run = federation.centre / "runs" / study.name
+    bare = newest = 0
+    ended = [time.monotonic()]
+    found: list[Round] = []
+    while len(found) < study.rounds:
+        federation.require_alive()
+        if time.monotonic() - ended[-1] > LONGEST_ROUND_S:
+            raise TimeoutError(f"no round ended in {LONGEST_ROUND_S:.0f} s: see {run}/study.log")
+        newest = max(newest, serverapp_peak(federation.centre))
+        if not (run / "sites.json").exists():
+            bare = newest  # the sites are not known yet, and no weights are there
+        if (run / "rounds" / f"{len(found) + 1:04d}" / "SHA256SUMS").exists():
+            ended.append(time.monotonic())
+            outline = read_rounds(run)[-1]
+            seconds = ended[-1] - ended[-2] - training_s(run, outline.round)
+            moved = outline.bytes_to_sites + outline.bytes_from_sites
+            found.append(Round(seconds, moved, newest - bare))
+        time.sleep(0.1)
+    return found
+
+
+def training_s(run: Path, number: int) -> float:
+    """Seconds that the slowest site trained in a round."""
+    by_site: dict[str, float] = {}
+    for line in read_ledger(run):
+        if line["event"] == "round" and line["round"] == number:
+            by_site[str(line["site"])] = by_site.get(str(line["site"]), 0.0) + float(str(line["seconds"]))
+    return max(by_site.values())
+
+
+def serverapp_peak(centre: Path) -> int:
+    """The most memory that the study's process has had; 0 if there is none."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"flwr-serverapp" not in (path / "cmdline").read_bytes():
+                continue
+            if str(centre).encode() in (path / "environ").read_bytes():
+                found = re.search(r"VmHWM:\s+(\d+) kB", (path / "status").read_text())
+                return int(found[1]) * 1024 if found else 0
+        except OSError:  # it ended meanwhile
+            continue
+    return 0
+
+
+def flower(folder: Path, arm: str, n_sites: int, n_rounds: int) -> list[Round]:
+    """An arm of `transport_app` over a SuperLink as dsan-server starts it, and Flower's own SuperNodes."""
+    out = folder / "rounds.jsonl"
+    with programs(folder, n_sites) as (supervisor, environment):
+        settings = f'arm="{arm}" rounds={n_rounds} sites={n_sites} out="{out}"'
+        submit = (flower_program("flwr"), "run", APP, "local", "--run-config", settings)
+        subprocess.run(submit, check=True, env=environment, stdout=sys.stderr)
+        deadline = time.monotonic() + LONGEST_ROUND_S * n_rounds
+        while not out.exists() or len(out.read_text().splitlines()) < n_rounds:
+            if supervisor.tend() or time.monotonic() > deadline:
+                raise RuntimeError(f"a program ended, or no round in time: see the logs in {folder}")
+            time.sleep(0.5)
+    return [Round(**json.loads(line)) for line in out.read_text().splitlines()]
+
+
+@contextmanager
+def programs(folder: Path, n_sites: int) -> Iterator[tuple[Supervisor, dict[str, str]]]:
+    """SuperLink, SuperExec and SuperNodes; with them the environment in which `flwr run` finds them."""
+    port, *node_ports = free_ports(1 + n_sites)
+    secret = folder / "superexec.secret"
+    write_atomically(secret, b"0" * 64, PRIVATE)
+    write_operator_connection(folder, port)
+    with supervised(folder / "processes.json") as supervisor:
+        supervisor.start(superlink_program(folder, port, secret, False))
+        while not SuperLink(port).is_healthy():
+            time.sleep(0.5)
+        supervisor.start(superexec_program(folder, port, secret))
+        for number, node_port in enumerate(node_ports):
+            supervisor.start(supernode(folder, number, port, node_port))
+        yield supervisor, flower_environment(folder / "flwr" / "operator")
+
+
+def supernode(folder: Path, number: int, port: int, node_port: int) -> Program:
+    """Flower's SuperNode, which starts its ClientApps itself."""
+    name = f"node-{number}"
+    to_superlink = ("--insecure", "--superlink", f"127.0.0.1:{port}")
+    command = (flower_program("flower-supernode"), *to_superlink, "--port", str(node_port))
+    environment = flower_environment(folder / "flwr" / name)
+    return Program(name, command, environment, folder / "logs" / f"{name}.log")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that are free now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+if __name__ == "__main__":
+    main()
