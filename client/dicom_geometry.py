@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from highdicom.spatial import get_volume_positions
 
 from client.dicom_findings import ALL_SLICES, Headers, error, has_error, some_files, warning
 from client.dicom_header import SliceHeader
@@ -201,6 +200,8 @@ def _gap(stack: Stack, first: int, usual_mm: float, n_gaps: int, n_missing: int)
 
 def _second_opinion(stack: Stack) -> list[Finding]:
     """highdicom's own judgement of the positions, for what the checks above overlook."""
+    from highdicom.spatial import get_volume_positions  # here: whoever reads no DICOM need not wait for it
+
     spacing_mm, _ = get_volume_positions(
         stack.positions_mm_N3.tolist(),
         stack.axes_33[:, :2].T.ravel().tolist(),

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dsan_model.network import AttentionResNet, attention_map
@@ -86,6 +84,9 @@ def draw_panel(panel: Panel, path: Path) -> None:
     The planes are those with most infection, or through the middle of the lungs where there is none. The
     patient's right is on the viewer's left, the feet are at the bottom.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: most messages to a site draw nothing
+    from matplotlib.figure import Figure
+
     titles = ["Input", "Lung and infection", *panel.attention]
     figure = Figure(figsize=(2.15 * len(titles), 4.0), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
-from scipy.stats import chisquare, norm, ttest_rel
+from scipy.special import chdtrc, expit, logit, ndtr, ndtri, stdtr  # scipy.stats is slow to import
 
 from dsan_model.cases import Case, Label, RatioGroup, SizeGroup
 
@@ -314,7 +313,7 @@ def delong_interval(scores: npt.ArrayLike, is_covid: npt.ArrayLike) -> Interval 
         reach = ((1 - CONFIDENCE) / 2) ** (1 / min(covid_N.size, cap_N.size))
         return (reach, 1.0) if area == 1.0 else (0.0, 1 - reach)
     variance = _variance_of_mean(covid_N) + _variance_of_mean(cap_N)
-    half_width = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(variance) / (area * (1 - area))
+    half_width = ndtri((1 + CONFIDENCE) / 2) * np.sqrt(variance) / (area * (1 - area))
     return float(expit(logit(area) - half_width)), float(expit(logit(area) + half_width))
 
 
@@ -333,7 +332,7 @@ def delong_test(first: npt.ArrayLike, second: npt.ArrayLike, is_covid: npt.Array
     )
     if variance == 0:
         return 1.0 if difference == 0 else None
-    return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
+    return float(2 * ndtr(-abs(difference) / np.sqrt(variance)))
 
 
 def bootstrap_interval(
@@ -374,7 +373,8 @@ def paired_t_test(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
         return None
     if np.ptp(difference_N) == 0:
         return 1.0 if difference_N[0] == 0 else 0.0
-    return float(ttest_rel(first, second).pvalue)
+    t = difference_N.mean() / (difference_N.std(ddof=1) / np.sqrt(difference_N.size))
+    return float(2 * stdtr(difference_N.size - 1, -abs(t)))
 
 
 def chi_square_test(
@@ -396,8 +396,9 @@ def chi_square_test(
         return ChiSquareTest(chi_square=None, p_value=0.0)
     if possible.sum() == 1:
         return ChiSquareTest(chi_square=0.0, p_value=1.0)
-    result = chisquare(drawn_G[possible], drawn_G.sum() * probability_G[possible])
-    return ChiSquareTest(chi_square=float(result.statistic), p_value=float(result.pvalue))
+    expected_G = drawn_G.sum() * probability_G[possible]
+    chi_square = float(((drawn_G[possible] - expected_G) ** 2 / expected_G).sum())
+    return ChiSquareTest(chi_square, p_value=float(chdtrc(possible.sum() - 1, chi_square)))
 
 
 def _placements(
