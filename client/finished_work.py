@@ -78,7 +78,7 @@ class FinishedWork:
             "floats": torch.tensor(update.floats),
             "integers": torch.tensor(update.integers),
         }
-        store_tensors(self._path("result", round_number, incoming.digest), tensors)
+        store_tensors(self._path("result", round_number, incoming.digest), tensors, is_durable=False)
         self._forget_before(min(round_number - ROUNDS_KEPT + 1, went_on_from))
 
     def state_after(self, round_number: int) -> KeptState:
@@ -95,15 +95,14 @@ class FinishedWork:
                 f"what this site kept of {self.folder.name} after round {round_number} is damaged or gone",
             )
         carry = tensors.pop("carry", None)
-        return KeptState({name.removeprefix("optimiser/"): t for name, t in tensors.items()}, carry)
+        optimiser = {name.removeprefix("optimiser/"): tensor for name, tensor in tensors.items()}
+        return KeptState(optimiser, None if carry is None else carry.float())
 
     def keep_state(self, round_number: int, state: KeptState) -> None:
-        """Store what the next round goes on with."""
+        """Store what the next round goes on with; the carry in bfloat16, whose error is 1/512 of it."""
         tensors = {f"optimiser/{name}": tensor for name, tensor in state.optimiser.items()}
-        store_tensors(
-            self._path("state", round_number, ""),
-            tensors | ({} if state.carry is None else {"carry": state.carry}),
-        )
+        carry = {} if state.carry is None else {"carry": state.carry.bfloat16()}
+        store_tensors(self._path("state", round_number, ""), tensors | carry)
 
     def _path(self, kind: str, round_number: int, digest: str) -> Path:
         suffix = f"-{digest[:16]}" if digest else ""
@@ -137,15 +136,22 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def store_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all, also after a power cut: a file without its checksum is not there."""
+def store_tensors(path: Path, tensors: dict[str, Tensor], *, is_durable: bool = True) -> None:
+    """Whole or not at all: a file that does not agree with its checksum is not there.
+
+    What is not durable may be gone after a power cut: a result is then trained again, from the durable state.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial, sums = path.with_suffix(".partial"), path.with_suffix(".sha256")
     save_file(tensors, partial)
-    sync(partial)
-    write_atomically(path.with_suffix(".sha256"), _sha256(partial).encode())
+    if is_durable:
+        sync(partial)
+        write_atomically(sums, _sha256(partial).encode())
+    else:
+        sums.write_text(_sha256(partial))
     partial.rename(path)
-    sync(path.parent)
+    if is_durable:
+        sync(path.parent)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,10 +38,11 @@ from server.run_state import (
     RoundRecord,
     RunState,
     SiteCounts,
+    finish_round,
     load_newest,
     load_round_weights,
     prune_rounds,
-    save_round,
+    write_round,
 )
 from server.spool import Spool
 from server.start_package import read_start_package
@@ -63,16 +65,45 @@ class Selection:
 
 
 def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> RunState:
-    """All rounds, from the newest verified state on; a round is on disk before the next one begins."""
+    """All rounds, from the newest verified state on.
+
+    The next round begins while the last one is forced to disk: should that be lost, the sites still have
+    their part of both. A round is on disk before the one after the next begins.
+    """
     state = load_newest(run_folder, study.digest) or _at_the_start(study, run_folder)
     if state.round:
         append_event(run_folder, "resumed", f"after round {state.round} of {study.rounds}")
         log.info("resumed after round %d of %d", state.round, study.rounds)
-    while state.round < study.rounds:
-        with logging_about(round=state.round + 1):
-            state = save_round(run_folder, _next_round(exchange, study, enrolled, run_folder, state))
-        prune_rounds(run_folder, state, {best.round for best in select(state).values()})
+    weights = outgoing(state, study, exchange.spool) if state.round < study.rounds else {}
+    with ThreadPoolExecutor(1, "rounds") as background:
+        finishing: Future[None] | None = None
+        while state.round < study.rounds:
+            with logging_about(round=state.round + 1):
+                following = _next_round(exchange, study, enrolled, run_folder, state, weights)
+            if finishing is not None:
+                finishing.result()
+            state, weights = _written(run_folder, following, study, exchange.spool)
+            finishing = background.submit(_finish, run_folder, state)
+        if finishing is not None:
+            finishing.result()
     return state
+
+
+def _written(
+    run_folder: Path, following: RunState, study: StudyConfig, spool: Spool
+) -> tuple[RunState, dict[Branch, PackedWeights]]:
+    """The state as it is on disk, and its weights as the sites get them."""
+    weights: dict[Branch, PackedWeights] = {}
+
+    def keep(branch: Branch, exact: FlatWeights) -> None:
+        weights[branch] = spool.kept(pack(exact, study.precision))
+
+    return write_round(run_folder, following, keep), weights
+
+
+def _finish(run_folder: Path, state: RunState) -> None:
+    finish_round(run_folder, state)
+    prune_rounds(run_folder, state, {best.round for best in select(state).values()})
 
 
 def validate_newest(
@@ -231,7 +262,12 @@ class _Gathered:
 
 
 def _next_round(
-    exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path, state: RunState
+    exchange: Exchange,
+    study: StudyConfig,
+    enrolled: Enrolled,
+    run_folder: Path,
+    state: RunState,
+    weights: dict[Branch, PackedWeights],
 ) -> RunState:
     started, sent, received = time.monotonic(), exchange.bytes_to_sites, exchange.bytes_from_sites
     take_back(exchange, study, enrolled, run_folder)
@@ -240,7 +276,7 @@ def _next_round(
         round=state.round + 1,
         goes_on_from=0,
         group_probabilities=size_balanced_probabilities(enrolled.training_groups()),
-        weights=outgoing(state, study, exchange.spool),
+        weights=weights,
     )
     gathered = _Gathered({branch: [] for branch in state.weights})
     for outcome in exchange.ask(_for_each_site(request, state, enrolled), RoundReply):

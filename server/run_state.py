@@ -94,29 +94,47 @@ class RunState:
         return replace(self, validation=(*self.validation, validation))
 
 
-def save_round(run_folder: Path, state: RunState) -> RunState:
-    """Write the newest round of the state, whole or not at all; returns the state as it is on disk."""
-    folder = _round_folder(run_folder, state.round)
-    unfinished = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+def save_round(run_folder: Path, state: RunState) -> None:
+    """Write the newest round of the state, whole or not at all."""
+    write_round(run_folder, state)
+    finish_round(run_folder, state)
+
+
+def write_round(
+    run_folder: Path, state: RunState, on_written: Callable[[Branch, FlatWeights], None] = lambda *_: None
+) -> RunState:
+    """Write the newest round, which is not there before `finish_round`; returns the state as it is then.
+
+    The weights of a branch are made, written, given to `on_written` and forgotten before the next.
+    """
+    folder = _unfinished(run_folder, state)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for branch in state.weights:
-        save_weights(unfinished / f"{branch}.safetensors", state.weights[branch])
+        weights = state.weights[branch]
+        save_weights(folder / f"{branch}.safetensors", weights)
+        on_written(branch, weights)
     if state.velocity:
-        save_tensors({b.value: values for b, values in state.velocity.items()}, unfinished / VELOCITY)
+        save_tensors({b.value: values for b, values in state.velocity.items()}, folder / VELOCITY)
     counts = {
         f"{site}/{branch}": counts_array(of_branch)
         for site, by_branch in state.validation[-1].items()
         for branch, of_branch in by_branch.items()
     }
-    save_file(counts or {"none": np.zeros(0)}, unfinished / "validation.safetensors")
-    (unfinished / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
+    save_file(counts or {"none": np.zeros(0)}, folder / "validation.safetensors")
+    (folder / "state.json").write_bytes(_RECORD.dump_json(state.history[-1], indent=1))
+    finished = _round_folder(run_folder, state.round)
+    weights_there, velocity = _weights_in(finished, state.weights), _velocity_in(finished, state.velocity)
+    return replace(state, weights=weights_there, velocity=velocity)
+
+
+def finish_round(run_folder: Path, state: RunState) -> None:
+    """Force what `write_round` wrote to disk, and let it be the round's folder."""
+    unfinished, folder = _unfinished(run_folder, state), _round_folder(run_folder, state.round)
     seal(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     sync(folder.parent)
-    weights = _weights_in(folder, state.weights)
-    return replace(state, weights=weights, velocity=_velocity_in(folder, state.velocity))
 
 
 def load_newest(run_folder: Path, study_digest: str) -> RunState | None:
@@ -221,6 +239,10 @@ def _load_validation(folder: Path) -> SiteCounts:
 
 def _round_folder(run_folder: Path, round_number: int) -> Path:
     return run_folder / "rounds" / f"{round_number:04d}"
+
+
+def _unfinished(run_folder: Path, state: RunState) -> Path:
+    return run_folder / "rounds" / f"{state.round:04d}.partial"
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -31,7 +31,10 @@ class Spool:
             weights.floats.tofile(file)
             mapped = mmap.mmap(file.fileno(), weights.floats.nbytes, prot=mmap.PROT_READ)
         self._maps.add(mapped)
-        return replace(weights, floats=np.frombuffer(mapped, weights.floats.dtype))
+        found = replace(weights, floats=np.frombuffer(mapped, weights.floats.dtype))
+        if "digest" in vars(weights):  # it was computed already
+            vars(found)["digest"] = weights.digest
+        return found
 
     def let_go(self) -> None:
         """Nothing of the files need stay in memory; what is looked at again is read again."""
