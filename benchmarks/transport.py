@@ -48,8 +48,8 @@ from simulation.federation import (
     Federation,
     found_on_free_ports,
     require_done,
+    start_on_loopback,
     stopped_at_the_end,
-    wait_until_ready,
 )
 
 ARMS = ("ours", "fedavg", "bare")
@@ -139,12 +139,7 @@ def ours(folder: Path, study: StudyConfig) -> list[Round]:
     federation = Federation(folder, ())
     with stopped_at_the_end(federation):
         address, health_port = found_on_free_ports(federation, stdout=sys.stderr)
-        host, _, port = address.partition(":")
-        federation.start("centre", "server.cli", "start", "--dir", federation.centre, "--insecure-loopback")
-        wait_until_ready(federation, health_port)
-        for name, config in sites.sites.items():
-            loopback = ("--insecure-loopback", address, "--insecure-watch", f"{host}:{int(port) + 1}")
-            federation.start(name, "client.cli", "start", "--config", config, *loopback)
+        start_on_loopback(federation, sites.sites, address, health_port)
         path = federation.centre / "transport.toml"
         path.write_text(study_toml(study), encoding="utf-8")
         require_done(federation.server("train", path, "--detach", stdout=sys.stderr))

@@ -14,8 +14,8 @@ from simulation.federation import (
     Federation,
     FederationError,
     found_on_free_ports,
+    start_on_loopback,
     stopped_at_the_end,
-    wait_until_ready,
 )
 
 
@@ -41,11 +41,7 @@ def _run(federation: Federation, run_folder: Path, site_configs: tuple[Path, ...
     end_leftovers(centre / "state" / "processes.json")  # of a daemon that a killed command left
     shutil.rmtree(centre, ignore_errors=True)
     address, health_port = found_on_free_ports(federation, stdout=sys.stderr)
-    host, _, port = address.partition(":")
     (centre / "runs" / run_folder.name).symlink_to(run_folder.resolve(), target_is_directory=True)
-    federation.start("centre", "server.cli", "start", "--dir", centre, "--insecure-loopback")
-    wait_until_ready(federation, health_port)
-    for number, config in enumerate(site_configs, 1):
-        loopback = ("--insecure-loopback", address, "--insecure-watch", f"{host}:{int(port) + 1}")
-        federation.start(f"site-{number}", "client.cli", "start", "--config", config, *loopback)
+    sites = {f"site-{number}": config for number, config in enumerate(site_configs, 1)}
+    start_on_loopback(federation, sites, address, health_port)
     return federation.study("resume", run_folder.name, stdout=sys.stderr)

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +154,18 @@ def found_on_free_ports(federation: Federation, stdout: TextIO | None = None) ->
         text = re.sub(rf"(?m)^{key} = \d+", f"{key} = {port}", text)
     settings.write_text(text, encoding="utf-8")
     return f"127.0.0.1:{ports['port']}", ports["health_port"]
+
+
+def start_on_loopback(
+    federation: Federation, sites: Mapping[str, Path], address: str, health_port: int
+) -> None:
+    """The daemons of the centre and of sites (name to site.toml), in the clear and without keys."""
+    host, _, port = address.partition(":")
+    federation.start("centre", "server.cli", "start", "--dir", federation.centre, "--insecure-loopback")
+    wait_until_ready(federation, health_port)
+    for name, config in sites.items():
+        loopback = ("--insecure-loopback", address, "--insecure-watch", f"{host}:{int(port) + 1}")
+        federation.start(name, "client.cli", "start", "--config", config, *loopback)
 
 
 def wait_until_ready(federation: Federation, health_port: int) -> None:

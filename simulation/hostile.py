@@ -1,6 +1,7 @@
 """A hostile site: a real ClientApp that trains like any other and answers with garbage, another kind a round.
 
 `DSAN_HOSTILE` names the site whose replies it spoils. Nothing of this is used outside of simulations.
+`python -m simulation.hostile` is the `flwr-clientapp` of such a site in a deployment.
 """
 
 import json
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supernode.cli import flwr_clientapp
 
 from client.app import app as honest_app
+from client.clientapp_program import SITE_VARIABLE
+from client.installed_code import BundleGate
 from dsan_model.protocol import Refusal, RoundReply, decode, encode
 from dsan_model.traffic import PackedWeights
 
@@ -298,3 +302,14 @@ def _read_record(folder: Path) -> RecordDict | None:
         for n, (name, dtype, shape, stype) in enumerate(index)
     }
     return _record(head, arrays)
+
+
+def main() -> None:
+    """Answer one message over a real SuperNode; whoever owns the site can start what he likes."""
+    os.environ[HOSTILE_VARIABLE] = Path(os.environ[SITE_VARIABLE]).parent.name
+    BundleGate(lambda: app, lambda reason: app).close()
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,49 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_study import CODES, HOSTILE, hostile_study
 from small_study import Simulate, copied, results_of
 
 from server.ledger import read_ledger
 from server.run_folder import write_study
-from server.study import StudyConfig, preset_study
 from simulation.engines import run_in_process
 from simulation.federated_study import find_hospitals, prepare_hospitals
 from simulation.hostile import HOSTILE_VARIABLE, KINDS
 from simulation.hostile import app as hostile_app
 
-HOSTILE = "hospital-2"
 ROUNDS_WITHOUT = 8  # with the kinds that would poison a mean
-CODES = {  # of what is not refused as REPLY-PROTOCOL, when it is read
-    "NaN in the update": "UPDATE-NOT-FINITE",
-    "infinite values": "UPDATE-NOT-FINITE",
-    "an update 4096 times as large": "UPDATE-TOO-LARGE",
-    "values that overflow": "UPDATE-NOT-FINITE",
-    "counters below 0": "UPDATE-COUNTERS",
-    "another site's name": "REPLY-SITE",
-    "a name with a path": "REPLY-SITE",
-    "another round": "REPLY-ROUND",
-    "the reply of the round before": "REPLY-ROUND",
-    "a branch missing": "REPLY-BRANCHES",
-    "more cases than enrolled": "REPLY-CASES",
-    "cases below 0": "REPLY-CASES",
-    "no cases": "REPLY-CASES",
-    "draws that do not add up": "REPLY-CASES",
-    "no steps": "REPLY-STEPS",
-    "endless training": "REPLY-STEPS",
-    "an absurd loss": "REPLY-LOSS",
-    "more cases validated": "REPLY-VALIDATION",
-    "the classes exchanged": "REPLY-VALIDATION",
-    "a message of 64 MB": "REPLY-TOO-LARGE",
-    "an exception": "SITE-CRASHED",
-}
-
-
-def study_of(sites: dict[str, Path], rounds: int) -> StudyConfig:
-    names = list(sites)
-    table = preset_study("tiny", "hostile", 5).model_dump()
-    table |= {"rounds": rounds, "participation": {"quorum": 1}}
-    table |= {"sites": {"training": tuple(names[:2]), "held_out": tuple(names[2:])}}
-    return StudyConfig.model_validate(table)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +27,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, simulate: Simulate) -> 
     options = ("--sites", "3", "--cases", "6", "--preset", "tiny", "--shape", "24", "64", "64")
     assert simulate("hospitals", folder / "hospitals", *options) == 0
     sites = find_hospitals(folder / "hospitals")
-    study = study_of(sites, len(KINDS))
+    study = hostile_study(list(sites), len(KINDS))
     write_study(folder / "run", study)
     prepare_hospitals(sites, study, 2)
     logging.getLogger("dsan").handlers.clear()  # those of the command above write to what is closed
@@ -93,7 +61,7 @@ def test_the_honest_site_goes_on_as_if_the_hostile_one_were_not_there_bit_for_bi
 ) -> None:
     sites = find_hospitals(copied(run_folder.parent / "hospitals", tmp_path / "hospitals"))
     (sites[HOSTILE].parent / "store" / "index.json").write_text("{}")  # here it refuses every round
-    write_study(tmp_path / "run", study_of(sites, ROUNDS_WITHOUT))
+    write_study(tmp_path / "run", hostile_study(list(sites), ROUNDS_WITHOUT))
     (tmp_path / "run" / "size_groups.json").write_bytes((run_folder / "size_groups.json").read_bytes())
     run_in_process(tmp_path / "run", tuple(sites.values()), 2, hostile_app)
     digests = [
