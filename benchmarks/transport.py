@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--optimiser", choices=["sgd", "adam"], default="sgd", help="adam keeps 508 MB a branch"
     )
+    parser.add_argument("--width", type=int, default=64, help="less: to try this script")
     parser.add_argument("--folder", type=Path, default=Path("runs/transport"))
     options = parser.parse_args()
     folder = options.folder.resolve()
@@ -85,10 +86,10 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if arm == "ours":
-            study = study_of(options.sites, options.rounds, options.optimiser)
+            study = study_of(options)
             found[arm] = ours(folder, study)
         else:
-            found[arm] = flower(folder, arm, options.sites, options.rounds)
+            found[arm] = flower(folder, arm, options)
         tell(arm, found[arm], locked(folder))
     if len(found) == len(ARMS):
         typical = {arm: median(rounds) for arm, rounds in found.items()}
@@ -118,12 +119,13 @@ def locked(folder: Path) -> int:
     return sum(path.read_text(errors="replace").count("database is locked") for path in folder.rglob("*.log"))
 
 
-def study_of(n_sites: int, n_rounds: int, optimiser: str) -> StudyConfig:
+def study_of(options: argparse.Namespace) -> StudyConfig:
     """The paper's network over the volumes of the smallest preset."""
     table = preset_study("full", "transport", 0).model_dump()
-    table |= {"rounds": n_rounds, "input": preset_study("tiny", "transport", 0).input.model_dump()}
-    table["training"] |= {"optimiser": optimiser, "learning_rate": 1e-4}
-    table["sites"] = {"training": tuple(f"hospital-{n + 1}" for n in range(n_sites))}
+    table |= {"rounds": options.rounds, "input": preset_study("tiny", "transport", 0).input.model_dump()}
+    table["network"] |= {"width": options.width}
+    table["training"] |= {"optimiser": options.optimiser, "learning_rate": 1e-4}
+    table["sites"] = {"training": tuple(f"hospital-{n + 1}" for n in range(options.sites))}
     return StudyConfig.model_validate(table)
 
 
@@ -192,11 +194,12 @@ def serverapp_peak(centre: Path) -> int:
     return 0
 
 
-def flower(folder: Path, arm: str, n_sites: int, n_rounds: int) -> list[Round]:
+def flower(folder: Path, arm: str, options: argparse.Namespace) -> list[Round]:
     """An arm of `transport_app` over a SuperLink as dsan-server starts it, and Flower's own SuperNodes."""
     out = folder / "rounds.jsonl"
+    n_sites, n_rounds = options.sites, options.rounds
     with programs(folder, n_sites) as (supervisor, environment):
-        settings = f'arm="{arm}" rounds={n_rounds} sites={n_sites} out="{out}"'
+        settings = f'arm="{arm}" rounds={n_rounds} sites={n_sites} width={options.width} out="{out}"'
         submit = (flower_program("flwr"), "run", APP, "local", "--run-config", settings)
         subprocess.run(submit, check=True, env=environment, stdout=sys.stderr)
         deadline = time.monotonic() + LONGEST_ROUND_S * n_rounds

@@ -34,6 +34,7 @@ from server.superlink_main import AUTHENTICATION
 LOOPBACK = "127.0.0.1"
 ANSWER_S = 15.0
 FINISHED = "finished"
+GIVES_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # glibc: else freed pieces of a reply pile up
 _UNREGISTERED = "unregistered"
 Answer = TypeVar("Answer")
 
@@ -164,7 +165,7 @@ def superexec_program(state: Path, port: int, secret: Path) -> Program:
         *("--superexec-auth-secret-file", str(secret)),
     )
     command = (flower_program("flower-superexec"), *arguments)
-    environment = flower_environment(state / "flwr" / "superexec")
+    environment = flower_environment(state / "flwr" / "superexec") | GIVES_MEMORY_BACK
     return Program("superexec", command, environment, state / "logs" / "superexec.log")
 
 

@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     while len(list(grid.get_node_ids())) < int(config["sites"]):
         time.sleep(0.5)
     arm = {"fedavg": fedavg, "bare": bare}[str(config["arm"])]
-    arm(grid, int(config["rounds"]), Log(Path(str(config["out"]))))
+    arm(grid, NetworkConfig(width=int(config["width"])), int(config["rounds"]), Log(Path(str(config["out"]))))
 
 
 class Log:
@@ -89,21 +89,21 @@ class TimedFedAvg(FedAvg):
         return listed
 
 
-def fedavg(grid: Grid, rounds: int, log: Log) -> None:
+def fedavg(grid: Grid, network: NetworkConfig, rounds: int, log: Log) -> None:
     """Flower's strategy as it is, over a state dict of both branches in float32."""
     state = {
         f"{branch}.{name}": values
         for branch in BRANCHES
-        for name, values in initial_state(NetworkConfig(), 0).items()
+        for name, values in initial_state(network, 0).items()
     }
     strategy = TimedFedAvg()
     strategy.log = log
     strategy.start(grid, ArrayRecord(state), num_rounds=rounds)
 
 
-def bare(grid: Grid, rounds: int, log: Log) -> None:
+def bare(grid: Grid, network: NetworkConfig, rounds: int, log: Log) -> None:
     """The bytes of two branches in half precision to every site and back, by `send_and_receive`; no more."""
-    layout = flatten(initial_state(NetworkConfig(), 0)).layout
+    layout = flatten(initial_state(network, 0)).layout
     n_bytes = packed_layout_bytes(layout, Precision.FLOAT16)
     payload = {
         b.value: np.frombuffer(np.random.default_rng(i).bytes(n_bytes), np.uint8).copy()
