@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -69,6 +70,7 @@ class Round:
 
 def main() -> None:
     """Run every arm and print a line for each."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what it started, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
