@@ -1,56 +1,129 @@
-"""Streaming aggregation at full size: replies of 63.5 M floats for two branches, 2 to 32 sites, in process.
+"""The centre's rounds at full size: replies of 63.5 M floats for two branches, 2 to 32 sites, in process.
 
 Command: python benchmarks/aggregation.py
-Takes about four minutes and 5 GB. Expected: memory above the bare process at most 3 times the weights of both
-branches, the same for 2 and 32 sites; the mean in at most twice the time of torch._foreach_add_ over the same
-bytes; Flower's FedAvg beside both, which keeps every reply.
+Takes about five minutes, 3 GB of memory and 9 GB of disk. The rounds are the centre's own (server/rounds.py):
+every reply is checked, spooled, averaged and saved; only that the sites compute nothing, and that no network
+is between. Expected: memory above the bare process at most 3 times the weights of one branch in float32, the
+same for 2 and 32 sites; the mean in at most twice the time of torch._foreach_add_ over the same bytes;
+Flower's FedAvg beside both, which keeps every reply.
 """
 
 import argparse
-import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from dsan_model.cases import SizeGroup
+from dsan_model.cases import RATIO_EDGES, Label, SizeGroup
+from dsan_model.golden_case import GOLDEN, GoldenResult
 from dsan_model.metrics import ScoreCounts
 from dsan_model.network import NetworkConfig, initial_state
-from dsan_model.protocol import BranchTraining, RoundReply, decode, encode
+from dsan_model.protocol import BranchTraining, Demographics, RoundReply, SiteDescription, encode
 from dsan_model.sampling import Branch
-from dsan_model.traffic import PackedWeights, Precision, pack
+from dsan_model.traffic import Precision, pack
 from dsan_model.weights import FlatWeights, flatten
-from server.aggregation import RunningMean, moved
+from server.aggregation import RunningMean
+from server.enrolment import Enrolled
+from server.exchange import Exchange
+from server.rounds import train
+from server.study import StudyConfig
+from server.superlink import GIVES_MEMORY_BACK
+from simulation.engines import InProcessGrid
 
 BRANCHES = (Branch.US, Branch.SS)
 CASES = 200
+ROUNDS = 2
 SITES = (2, 8, 32)
 REPEATS = 5
+GROUPS = dict(zip(SizeGroup, (50, 50, 100, 0), strict=True))
 
 
-def a_reply(update: PackedWeights) -> RecordDict:
-    """What a site sends: the same update for both branches, so that this script needs little memory."""
-    training = BranchTraining(
-        CASES, 10, 1.0, 2e-4, 0.5, 0.4, dict(zip(SizeGroup, (50, 50, 100, 0), strict=True))
-    )
-    return encode(
-        RoundReply(
-            "north",
-            1,
-            dict.fromkeys(BRANCHES, training),
-            dict.fromkeys(BRANCHES, ScoreCounts.empty()),
-            dict.fromkeys(BRANCHES, update),
+class AnsweringGrid(InProcessGrid):
+    """Sites that answer a round at once; a reply is made of bytes on disk when it is pulled."""
+
+    def __init__(self, sites: tuple[str, ...], reply: Path) -> None:
+        super().__init__(
+            ClientApp(), tuple(Path(site) / "site.toml" for site in sites), ThreadPoolExecutor(1)
         )
+        self.sites = sites
+        self.reply = reply
+        self.asked: dict[str, int] = {}
+        self.round = 0
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All of them."""
+        return [NodeInfo(node_id=number + 1, last_activated_at="now") for number in range(len(self.sites))]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Remember who was asked; what was said is forgotten."""
+        self.round += 1
+        identifiers = [uuid.uuid4().hex for _ in messages]
+        nodes = [message.metadata.dst_node_id for message in messages]
+        self.asked |= dict(zip(identifiers, nodes, strict=True))
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies of these sites."""
+        return [self._reply(key) for key in message_ids]
+
+    def _reply(self, key: str) -> Message:
+        node = self.asked.pop(key)
+        asked = Message(RecordDict({"head": ConfigRecord()}), node, "train.round")
+        asked.metadata.__dict__["_message_id"] = key
+        head, forms = json.loads((self.reply / "head.json").read_text())
+        head = json.loads(head)
+        head["fields"] |= {"site": self.sites[node - 1], "round": self.round}
+        arrays = {
+            name: Array(dtype=dtype, shape=tuple(shape), stype=stype, data=(self.reply / file).read_bytes())
+            for file, (name, dtype, shape, stype) in forms.items()
+        }
+        record = {"head": ConfigRecord({"json": json.dumps(head)}), "arrays": ArrayRecord(arrays)}
+        return Message(RecordDict(record), reply_to=asked)
+
+
+def write_reply(folder: Path, precision: Precision) -> None:
+    """What a site sends, as files: an update of the size of the weights."""
+    training = BranchTraining(CASES, 10, 1.0, 2e-4, 0.5, 0.4, GROUPS)
+    updates = {branch: pack(weights_of(1 + number), precision) for number, branch in enumerate(BRANCHES)}
+    scores = dict.fromkeys(BRANCHES, ScoreCounts.empty())
+    record = encode(RoundReply("north", 1, dict.fromkeys(BRANCHES, training), scores, updates))
+    forms = {}
+    for number, (name, array) in enumerate(record["arrays"].items()):
+        forms[str(number)] = [name, array.dtype, list(array.shape), array.stype]
+        (folder / str(number)).write_bytes(array.data)
+    (folder / "head.json").write_text(json.dumps([record["head"]["json"], forms]))
+
+
+def description(site: str) -> SiteDescription:
+    """A site of 200 training cases and none to validate."""
+    return SiteDescription(
+        site=site,
+        versions={},
+        recipe_digest="",
+        training_groups=GROUPS,
+        validation_groups=dict.fromkeys(SizeGroup, 0),
+        demographics=tuple(Demographics(label, 100, 100, (), 0, 0) for label in Label),
+        ratio_histogram={label: (0,) * (len(RATIO_EDGES) - 1) for label in Label},
+        left_out={},
+        withheld=(),
+        golden_case=GoldenResult("cpu", dict(vars(GOLDEN))),
+        lung_masks={},
+        infection_masks={},
     )
 
 
@@ -60,34 +133,25 @@ def weights_of(seed: int) -> FlatWeights:
 
 
 def stream(n_sites: int, precision: Precision) -> dict[str, float]:
-    """One round as the centre does it: decode, check, add, drop; then move the weights."""
-    state = {branch: weights_of(0) for branch in BRANCHES}
-    template = a_reply(pack(weights_of(1), precision))
-    arrays = template.array_records["arrays"]
-    kept = {name: (a.dtype, a.shape, a.stype, a.data) for name, a in arrays.items()}
-    head = template.config_records["head"]
-    own_bytes = sum(len(a[3]) for a in kept.values())  # of this script: not part of the centre
-    del template, arrays
-    gc.collect()
-    base = _resident_bytes() - own_bytes - sum(w.size_bytes for w in state.values())
-    _reset_peak()
-    means = {branch: RunningMean() for branch in BRANCHES}
-    started = time.perf_counter()
-    for _ in range(n_sites):
-        fresh = {
-            n: Array(dtype=d, shape=s, stype=t, data=bytes(memoryview(b)[:]))
-            for n, (d, s, t, b) in kept.items()
-        }
-        reply = decode(RecordDict({"head": head, "arrays": ArrayRecord(fresh)}), RoundReply)
-        assert isinstance(reply, RoundReply)
-        for branch, update in reply.updates.items():
-            assert np.isfinite(update.norm)
-            means[branch].add(update, CASES)
-        del fresh, reply, update
-    for branch in BRANCHES:
-        state[branch] = moved(state[branch], means.pop(branch).result())
-    seconds = time.perf_counter() - started
-    return {"peak_bytes": _peak_bytes() - own_bytes - base, "seconds": seconds}
+    """Memory and seconds of a round of the centre; two rounds, as the second reads what the first saved."""
+    sites = tuple(f"site-{number:02}" for number in range(n_sites))
+    study = StudyConfig.model_validate(
+        {"name": "aggregation", "rounds": ROUNDS, "sites": {"training": sites}}
+        | {"traffic": {"precision": precision.value}}
+    )
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        folder = Path(name)
+        measure("reply", str(folder), precision.value)
+        _reset_peak()
+        base = _resident_bytes()
+        exchange = Exchange(AnsweringGrid(sites, folder), 3600.0, folder)
+        exchange.nodes.by_site = {site: number + 1 for number, site in enumerate(sites)}
+        enrolled = Enrolled({site: description(site) for site in sites}, groups=GROUPS)
+        started = time.perf_counter()
+        state = train(exchange, study, enrolled, folder)
+        seconds = time.perf_counter() - started
+        assert len(state.history[-1].training) == n_sites
+        return {"peak_bytes": _peak_bytes() - base, "seconds": seconds / ROUNDS}
 
 
 def flower(n_sites: int) -> dict[str, float]:
@@ -144,7 +208,9 @@ def _peak_bytes() -> int:
 
 def measure(*arguments: str) -> dict[str, float]:
     """One measurement in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, *arguments]
+    environment = os.environ | GIVES_MEMORY_BACK  # as the study's process has it
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -153,7 +219,7 @@ def tell(what: str, n_sites: int, found: dict[str, float], weight_bytes: float) 
     """One line: memory above the bare process, and time of a reply."""
     peak = found["peak_bytes"]
     sys.stdout.write(
-        f"{what}, {n_sites:2} sites: {peak / 2**20:5.0f} MiB ({peak / weight_bytes:.2f} of the weights), "
+        f"{what}, {n_sites:2} sites: {peak / 2**20:5.0f} MiB ({peak / weight_bytes:.2f} of a branch), "
         f"{found['seconds'] / n_sites:.2f} s a reply\n"
     )
 
@@ -161,27 +227,32 @@ def tell(what: str, n_sites: int, found: dict[str, float], weight_bytes: float) 
 def main() -> None:
     """Print memory and time of every size, and the ratios."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", choices=["stream", "flower", "times"])
-    parser.add_argument("sites", nargs="?", type=int, default=2)
+    parser.add_argument("what", nargs="?", choices=["stream", "flower", "times", "reply"])
+    parser.add_argument("of", nargs="?", default="2", help="sites; of a reply the folder")
     parser.add_argument("precision", nargs="?", default="float16")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    precision = Precision(options.precision)
+    if options.what == "reply":
+        write_reply(Path(options.of), precision)
+        sys.stdout.write("{}\n")
+        return
     if options.what:
         found = {
-            "stream": lambda: stream(options.sites, Precision(options.precision)),
-            "flower": lambda: flower(options.sites),
+            "stream": lambda: stream(int(options.of), precision),
+            "flower": lambda: flower(int(options.of)),
             "times": times,
         }[options.what]()
         sys.stdout.write(json.dumps(found) + "\n")
         return
-    both = 2 * weights_of(0).size_bytes
-    sys.stdout.write(f"weights of both branches: {both / 2**20:.0f} MiB\n")
+    one = weights_of(0).size_bytes
+    sys.stdout.write(f"weights of a branch: {one / 2**20:.0f} MiB\n")
     for precision in Precision:
         for n_sites in SITES if precision is Precision.FLOAT16 else SITES[:1]:
             found = measure("stream", str(n_sites), precision.value)
-            tell(f"ours, {precision}, both branches", n_sites, found, both)
+            tell(f"ours, {precision}, both branches", n_sites, found, one)
     for n_sites in SITES[:2]:
-        tell("Flower's FedAvg, one branch", n_sites, measure("flower", str(n_sites)), both / 2)
+        tell("Flower's FedAvg, one branch", n_sites, measure("flower", str(n_sites)), one)
     found = measure("times")
     for name in ("float32", "float16"):
         ratio = found[name] / found["foreach_add"]
