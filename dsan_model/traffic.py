@@ -110,16 +110,19 @@ def pack(weights: FlatWeights, precision: Precision) -> PackedWeights:
 def pack_with_carry(
     update: FlatWeights, precision: Precision, carry: Tensor | None
 ) -> tuple[PackedWeights, Tensor | None]:
-    """The update as it travels, and its rounding error for the next round (error feedback).
+    """The update as it travels, and its rounding error for the next round (error feedback); it is used up.
 
     `carry` is what the rounds before left over; it is added before rounding, so that nothing is lost for
     good. In full precision there is none.
     """
     if precision is Precision.FLOAT32:
         return pack(update, precision), None
-    wanted = update.floats if carry is None else update.floats + carry
-    packed = pack(FlatWeights(update.layout, wanted, update.integers), precision)
-    return packed, wanted - packed.unpack().floats
+    if carry is not None:
+        update.floats.add_(carry)
+    packed = pack(update, precision)
+    for place, values, scale in packed.slabs():
+        update.floats[place].sub_(values, alpha=scale)
+    return packed, update.floats
 
 
 def packed_layout_bytes(layout: Layout, precision: Precision) -> int:
