@@ -14,10 +14,10 @@ raises it.
 - bare: Flower's `send_and_receive` of arrays of as many bytes as ours, and nothing else. Its ClientApp
   imports torch, as any that trains must.
 
-Printed for each: the median round after the first, its bytes, the memory of the ServerApp's process above
-what it had before its first weights (VmHWM), and how often `database is locked` is in a log. A round of ours
-reaches from one finished round's folder to the next. Two sites, five rounds of each: about 15 minutes on two
-idle cores, 6 GB of memory, 8 GB of disk; four sites: twice of each.
+Printed for each: the median round after the first, its processor time, its bytes, the memory of the
+ServerApp's process above what it had before its first weights (VmHWM), and how often `database is locked` is
+in a log. A round of ours reaches from one finished round's folder to the next. Two sites, five rounds of
+each: about 15 minutes on two idle cores, 6 GB of memory, 8 GB of disk; four sites: twice of each.
 """
 
 import argparse
@@ -65,6 +65,7 @@ class Round:
     seconds: float  # beyond training
     bytes: int
     memory_bytes: int  # of the ServerApp above its start, so far
+    cpu_s: float  # of all processes since the start of the arm; of ours with the training
     without_evaluation_s: float | None = None
 
 
@@ -93,7 +94,7 @@ def main() -> None:
         else:
             found[arm] = flower(folder, arm, options)
         tell(arm, found[arm], locked(folder))
-    if len(found) == len(ARMS):
+    if len(found) == len(ARMS):  # ratios of wall time; those of processor time say more where others work
         typical = {arm: median(rounds) for arm, rounds in found.items()}
         print(f"fedavg takes {typical['fedavg'] / typical['ours']:.2f} times as long as ours")
         print(f"ours takes {typical['ours'] / typical['bare'] - 1:+.1%} of bare")
@@ -107,6 +108,8 @@ def tell(arm: str, rounds: list[Round], n_locked: int) -> None:
     without = [r.without_evaluation_s for r in rounds[1:] if r.without_evaluation_s is not None]
     if without:
         print(f"  without the evaluation {statistics.median(without):.1f} s")
+    used = (rounds[-1].cpu_s - rounds[0].cpu_s) / max(1, len(rounds) - 1)
+    print(f"  {used:.0f} s of processor time a round, of all processes")
     print(f"  {rounds[-1].bytes / 1e6:.0f} MB a round, {rounds[-1].memory_bytes / 2**20:.0f} MiB of memory")
     print(f"  database is locked: {n_locked} times in {len(rounds)} rounds", flush=True)
 
@@ -153,14 +156,15 @@ def ours(folder: Path, study: StudyConfig) -> list[Round]:
 def watched_rounds(federation: Federation, study: StudyConfig) -> list[Round]:
     """Wait for one finished round after another; looks at the memory of the ServerApp meanwhile."""
     run = federation.centre / "runs" / study.name
-    bare = newest = 0
+    pid, bare, newest = None, 0, 0
     ended = [time.monotonic()]
     found: list[Round] = []
     while len(found) < study.rounds:
         federation.require_alive()
         if time.monotonic() - ended[-1] > LONGEST_ROUND_S:
             raise TimeoutError(f"no round ended in {LONGEST_ROUND_S:.0f} s: see {run}/study.log")
-        newest = max(newest, serverapp_peak(federation.centre))
+        pid = pid or serverapp(federation.centre)
+        newest = max(newest, peak_bytes(pid))
         if not (run / "sites.json").exists():
             bare = newest  # the sites are not known yet, and no weights are there
         if (run / "rounds" / f"{len(found) + 1:04d}" / "SHA256SUMS").exists():
@@ -168,8 +172,8 @@ def watched_rounds(federation: Federation, study: StudyConfig) -> list[Round]:
             outline = read_rounds(run)[-1]
             seconds = ended[-1] - ended[-2] - training_s(run, outline.round)
             moved = outline.bytes_to_sites + outline.bytes_from_sites
-            found.append(Round(seconds, moved, newest - bare))
-        time.sleep(0.1)
+            found.append(Round(seconds, moved, newest - bare, cpu_s(federation.folder)))
+        time.sleep(0.25)
     return found
 
 
@@ -182,34 +186,57 @@ def training_s(run: Path, number: int) -> float:
     return max(by_site.values())
 
 
-def serverapp_peak(centre: Path) -> int:
-    """The most memory that the study's process has had; 0 if there is none."""
+def serverapp(centre: Path) -> int | None:
+    """The process number of the study, if it is there."""
+    marks = (b"flwr-serverapp", str(centre).encode())
+    return next((pid for pid, text, _ in processes() if all(mark in text for mark in marks)), None)
+
+
+def peak_bytes(pid: int | None) -> int:
+    """The most memory that a process has had; 0 if there is none."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def cpu_s(folder: Path) -> float:
+    """Processor time of all processes that know the folder, and of those that they have waited for."""
+    mark = str(folder).encode()
+    listed = [(pid, mark in text, stat) for pid, text, stat in processes() if pid != os.getpid()]
+    ours = {pid for pid, is_ours, _ in listed if is_ours}
+    ticks = [sum(map(int, stat[11:15])) for pid, _, stat in listed if pid in ours or int(stat[1]) in ours]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def processes() -> Iterator[tuple[int, bytes, list[str]]]:
+    """Number, command line with environment, and what /proc/PID/stat has after the name; of all that run."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if b"flwr-serverapp" not in (path / "cmdline").read_bytes():
-                continue
-            if str(centre).encode() in (path / "environ").read_bytes():
-                found = re.search(r"VmHWM:\s+(\d+) kB", (path / "status").read_text())
-                return int(found[1]) * 1024 if found else 0
+            stat = (path / "stat").read_text().rpartition(")")[2].split()
+            yield int(path.name), (path / "cmdline").read_bytes() + (path / "environ").read_bytes(), stat
         except OSError:  # it ended meanwhile
             continue
-    return 0
 
 
 def flower(folder: Path, arm: str, options: argparse.Namespace) -> list[Round]:
     """An arm of `transport_app` over a SuperLink as dsan-server starts it, and Flower's own SuperNodes."""
     out = folder / "rounds.jsonl"
     n_sites, n_rounds = options.sites, options.rounds
+    found: list[Round] = []
     with programs(folder, n_sites) as (supervisor, environment):
         settings = f'arm="{arm}" rounds={n_rounds} sites={n_sites} width={options.width} out="{out}"'
         submit = (flower_program("flwr"), "run", APP, "local", "--run-config", settings)
         subprocess.run(submit, check=True, env=environment, stdout=sys.stderr)
         deadline = time.monotonic() + LONGEST_ROUND_S * n_rounds
-        while not out.exists() or len(out.read_text().splitlines()) < n_rounds:
+        while len(found) < n_rounds:
             if supervisor.tend() or time.monotonic() > deadline:
                 raise RuntimeError(f"a program ended, or no round in time: see the logs in {folder}")
-            time.sleep(0.5)
-    return [Round(**json.loads(line)) for line in out.read_text().splitlines()]
+            lines = out.read_text().splitlines() if out.exists() else []
+            found += [Round(**json.loads(line), cpu_s=cpu_s(folder)) for line in lines[len(found) :]]
+            time.sleep(0.25)
+    return found
 
 
 @contextmanager
