@@ -59,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
             return
         try:
             run_study(grid, run_folder)
-        except StudyPausedError as error:
+        except (StudyPausedError, OSError, SafetensorError) as error:  # such as a full disk
             log.error("paused: %s", error)
             raise
         except Exception:

@@ -15,6 +15,8 @@ import numpy as np
 
 from dsan_model.traffic import PackedWeights
 
+SMALLEST_BYTES = 1 << 20  # less is not worth a file
+
 
 class Spool:
     """Files below a folder; without a folder, memory."""
@@ -25,10 +27,11 @@ class Spool:
 
     def kept(self, weights: PackedWeights) -> PackedWeights:
         """The same weights; their floats are a view of a file from here on. OSError if the disk is full."""
-        if self._folder is None or not weights.floats.size:
+        if self._folder is None or weights.floats.nbytes < SMALLEST_BYTES:
             return weights
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            weights.floats.tofile(file)
+            file.write(weights.floats.data)
+            file.flush()
             mapped = mmap.mmap(file.fileno(), weights.floats.nbytes, prot=mmap.PROT_READ)
         self._maps.add(mapped)
         found = replace(weights, floats=np.frombuffer(mapped, weights.floats.dtype))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from restarting_grid import RestartingGrid, description
@@ -27,6 +28,7 @@ from server import exchange as exchange_module
 from server import idle_sites
 from server.exchange import CRASHES, Exchange, Failure, Outcome
 from server.ledger import read_ledger
+from server.spool import SMALLEST_BYTES
 from server.watch_file import SiteReport, WatchedSite, write_watch
 
 TINY = NetworkConfig(blocks=(1, 1, 1, 1), width=2, stem_kernel=3, stem_pool=False)
@@ -188,7 +190,7 @@ def test_a_client_app_that_fails_is_asked_again_a_few_times(connect: Connect) ->
 
 
 def replies_to_a_round(hospitals: Hospitals, site: str, asked_before: int, message: Message) -> Message:
-    update = pack(flatten(initial_state(TINY, 3)), Precision.FLOAT16)
+    update = pack(flatten({"weight": torch.linspace(-1, 1, SMALLEST_BYTES)}), Precision.FLOAT16)
     return Message(encode(RoundReply(site, 1, {}, {}, {Branch.US: update})), reply_to=message)
 
 
