@@ -11,17 +11,37 @@ from client.findings import Finding, FindingError
 _FIX_ENCODING = "Save the table as CSV UTF-8."
 
 
-def read_lines(
-    manifest: Path, columns: Sequence[str], optional: Sequence[str] = ()
-) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_lines(manifest: Path, columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the number and stripped cells of every line below it that is not blank.
 
     Raises FindingError if the file is no such table: missing, empty, not UTF-8 (a byte order mark is fine),
-    not separated by commas, an open quote, or a header that is not `columns`, and perhaps some of `optional`,
-    in some order.
+    not separated by commas, an open quote, or a header that is not `columns` in some order.
     """
     lines = _lines(_text(manifest, columns), manifest.name)
-    header = _checked_header(*next(lines, (1, [])), columns, optional, manifest.name)
+    header = _checked_header(*next(lines, (1, [])), columns, manifest.name)
+    return header, list(lines)
+
+
+def read_some_columns(
+    table: Path, column: str, one_of: Sequence[str]
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The same of a table that has `column`, at least one of `one_of`, and whatever else a hospital keeps.
+
+    No message quotes anything of the table: a line that stands where the header is missing may hold names.
+    """
+    lines = _lines(_text(table, (column, *one_of)), table.name)
+    number, header = next(lines, (1, []))
+    where = f"{table.name} line {number}"
+    _check_separators(where, header)
+    known = (column, *one_of)
+    problems = [f"column {name} is there twice" for name in known if header.count(name) > 1]
+    if column not in header:
+        problems.append(f"no column is called {column}")
+    if not set(one_of) & set(header):
+        problems.append(f"no column is called {' or '.join(one_of)}")
+    if problems:
+        fix = f"Let the first line name them: {column} and {' or '.join(one_of)}; others are passed over."
+        raise _unreadable("COHORT-COLUMNS", where, "; ".join(problems), fix)
     return header, list(lines)
 
 
@@ -30,13 +50,15 @@ def _text(manifest: Path, columns: Sequence[str]) -> str:
     try:
         raw = manifest.read_bytes()
     except OSError as error:
-        reason = f"the list of cases cannot be read ({error.strerror})"
-        fix = "Set `cohort` in site.toml to the path of cohort.csv."
+        reason = f"the table cannot be read ({error.strerror})"
+        fix = "Check the path (`cohort` in site.toml for the list of cases) and the rights of the file."
         raise _unreadable("COHORT-FILE", str(manifest), reason, fix) from None
     if not raw.strip():
         raise _unreadable(
             "COHORT-EMPTY-FILE", manifest.name, "the file is empty", f"Write {','.join(columns)}."
         )
+    if raw[:4] == b"PK\x03\x04":
+        raise _unreadable("COHORT-ENCODING", manifest.name, "the file is a workbook", _FIX_ENCODING)
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:200]:
         raise _unreadable("COHORT-ENCODING", manifest.name, "the file is UTF-16", _FIX_ENCODING)
     try:
@@ -65,25 +87,27 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1
 
 
-def _checked_header(
-    line: int, header: list[str], columns: Sequence[str], optional: Sequence[str], name: str
-) -> list[str]:
+def _checked_header(line: int, header: list[str], columns: Sequence[str], name: str) -> list[str]:
+    where = f"{name} line {line}"
+    _check_separators(where, header)
+    problems = [f"column {column} is missing" for column in columns if column not in header]
+    problems += [f"column {column} is there twice" for column in columns if header.count(column) > 1]
+    problems += [
+        f"column {position} is called {column!r}, which is none of ours{nearest(column, columns)}"
+        for position, column in enumerate(header, start=1)
+        if column not in columns
+    ]
+    if problems:
+        fix = f"The first line must be {','.join(columns)} (in any order)."
+        raise _unreadable("COHORT-COLUMNS", where, "; ".join(problems), fix)
+    return header
+
+
+def _check_separators(where: str, header: list[str]) -> None:
     separators = [sign for sign in ";\t|" if sign in "".join(header)]
     if len(header) == 1 and separators:
         reason = f"the cells are separated by {separators[0]!r}, not by commas"
-        raise _unreadable("COHORT-SEPARATOR", f"{name} line {line}", reason, "Save the table with commas.")
-    known = (*columns, *optional)
-    problems = [f"column {column} is missing" for column in columns if column not in header]
-    problems += [f"column {column} is there twice" for column in known if header.count(column) > 1]
-    problems += [
-        f"column {position} is called {column!r}, which is none of ours{nearest(column, known)}"
-        for position, column in enumerate(header, start=1)
-        if column not in known
-    ]
-    if problems:
-        fix = f"The first line must be {','.join(known)} (in any order)."
-        raise _unreadable("COHORT-COLUMNS", f"{name} line {line}", "; ".join(problems), fix)
-    return header
+        raise _unreadable("COHORT-SEPARATOR", where, reason, "Save the table with commas.")
 
 
 def nearest(text: str, known: Sequence[str], cutoff: float = 0.5) -> str:

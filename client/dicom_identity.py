@@ -24,6 +24,7 @@ FACTS = (
     "StudyDate",
     "ConvolutionKernel",
     "ManufacturerModelName",
+    "BodyPartExamined",
 )
 LONGEST_SCANNER = 40
 _PLAIN = re.compile(r"[^A-Za-z0-9 ._/+-]")
@@ -51,6 +52,7 @@ class ScanFacts:
     acquired_on: date | None
     scanner: str | None
     kernel: str | None
+    body_part: str | None = None
 
 
 def read_identity(path: Path) -> FileIdentity:
@@ -69,6 +71,7 @@ def read_scan_facts(path: Path) -> ScanFacts:
         next((day for day in days if day), None),
         _plain(text["ManufacturerModelName"], LONGEST_SCANNER),
         _plain(text["ConvolutionKernel"].split("\\")[0], 16),
+        _plain(text["BodyPartExamined"].upper(), 16),
     )
 
 
@@ -78,11 +81,14 @@ def _read(path: Path, keywords: tuple[str, ...]) -> FileDataset:
 
 
 def _text(dataset: FileDataset, keyword: str) -> str:
-    """The undecoded value: ASCII in practice; another byte is kept as Latin-1, which loses nothing."""
+    """The value: ASCII in practice; else UTF-8, or Latin-1 where it is none, which loses nothing."""
     element = dataset.get_item(Tag(keyword))
     value = b"" if element is None else element.value
     raw = value if isinstance(value, bytes) else str(value or "").encode("utf-8", "replace")
-    return raw.decode("latin-1").strip(" \0")
+    try:
+        return raw.decode("utf-8").strip(" \0")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").strip(" \0")
 
 
 def _plain(text: str, longest: int) -> str | None:

@@ -7,9 +7,9 @@ pixel is read. What is shown of it names no file, folder, patient or study of th
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from client.dicom_audit import audit_series
@@ -25,6 +25,7 @@ from client.series_choice import SeriesAudit
 from client.worker_pool import WorkerDied, parallel_map
 
 FILES_PER_JOB = 200
+PACKED = (*(".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz", ".iso"),)
 NO_IDENTITY = "no identity"  # beside the kinds of files: DICOM, but of no study or series
 
 
@@ -47,8 +48,15 @@ class Export:
     @property
     def studies(self) -> dict[str, StudyIdentity]:
         """What each study is called in the hospital."""
-        first = {uid: next(iter(by_series.values()))[0] for uid, by_series in self.series.items()}
-        return {uid: StudyIdentity(uid, file.accession, file.patient_id) for uid, file in first.items()}
+        files_of = {uid: [*chain.from_iterable(series.values())] for uid, series in self.series.items()}
+        return {
+            uid: StudyIdentity(
+                uid,
+                frozenset(file.accession for file in files if file.accession),
+                frozenset(file.patient_id for file in files if file.patient_id),
+            )
+            for uid, files in files_of.items()
+        }
 
     @property
     def n_images(self) -> int:
@@ -128,6 +136,21 @@ def identify_files(paths: tuple[Path, ...]) -> FileGroup:
 def file_findings(export: Export) -> tuple[Finding, ...]:
     """Warnings about files that may be lost slices; what merely lies beside slices is no finding."""
     counts = Counter(kind for _, kind in export.others if kind != FileKind.BESIDE)
+    suffixes = Counter(path.suffix.lower() for path, kind in export.others if kind == FileKind.BESIDE)
+    packed = {suffix: count for suffix, count in suffixes.items() if suffix in PACKED}
+    return (*_packed(packed), *_lost(counts))
+
+
+def _packed(counts: Mapping[str, int]) -> tuple[Finding, ...]:
+    if not counts:
+        return ()
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    message = f"archives and packed files are not looked into: {told}"
+    fix = "Unpack them, and import again; scans as .nii.gz belong into a cohort.csv of your own."
+    return (Finding("IMPORT-PACKED", "warning", "files of the export", message, fix),)
+
+
+def _lost(counts: Mapping[str, int]) -> tuple[Finding, ...]:
     return tuple(
         Finding(
             "IMPORT-NO-IDENTITY" if kind == NO_IDENTITY else kind,
@@ -156,8 +179,8 @@ _REASONS: dict[str, tuple[str, str]] = {
 
 
 def _files(root: Path, leaving_out: Path) -> Iterator[Path]:
-    """Every file below a folder, through symbolic links too; each folder once, so that links may go round."""
-    seen = {leaving_out.resolve(), root.resolve()}
+    """Every file below a folder, through symbolic links too; each folder once, and none above `root`."""
+    seen = {leaving_out.resolve(), root.resolve(), *root.resolve().parents}
     for folder, folders, names in os.walk(root, followlinks=True):
         inner = {
             (Path(folder) / name).resolve(): name for name in sorted(folders) if not name.startswith(".")
@@ -179,15 +202,17 @@ def _audit_series(number: int, files: tuple[FileIdentity, ...], job: StudyJob) -
     place = str(files[0].path.parent.relative_to(job.root))
     facts = _facts(files[0].path)
     original = bool(headers) and "ORIGINAL" in headers[0].image_type
+    names = tuple(file.path.name for file in kept)
     if not headers or has_error(findings):
-        return SeriesAudit(number, (), place, len(kept), of_case, original, 0.0, 0.0, facts)
+        return SeriesAudit(number, (), place, names, len(kept), of_case, original, 0.0, 0.0, facts)
     stack = stack_slices(headers)
     thickness_mm = max(stack.spacing_mm, *(header.thickness_mm or 0.0 for header in headers))
     length_mm = float(stack.distances_mm[-1] - stack.distances_mm[0])
     by_name = {_neutral(i): file.path for i, file in enumerate(kept)}
     paths = tuple(by_name[header.name] for header in stack.headers)
+    thickness_mm = round(thickness_mm, 3)
     return SeriesAudit(
-        number, paths, place, len(headers), of_case, original, round(thickness_mm, 3), length_mm, facts
+        number, paths, place, names, len(headers), of_case, original, thickness_mm, length_mm, facts
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from client.findings import Finding, Severity
 
-CASES_SHOWN = 5
+CASES_SHOWN, PLACES_SHOWN = 5, 30
 LONGEST_MESSAGE = 400
 
 EXIT_OK, EXIT_BAD_DATA, EXIT_FAILED, EXIT_BAD_CONFIGURATION = 0, 65, 70, 78
@@ -49,6 +49,7 @@ class FindingGroup:
     where: str
     message: str
     fix: str
+    also: tuple[str, ...]  # where else, if none of them is about a case
 
 
 def group_findings(findings: Iterable[Finding]) -> tuple[FindingGroup, ...]:
@@ -88,6 +89,7 @@ def _group(same: list[Finding]) -> FindingGroup:
         first.where,
         first.message,
         first.fix,
+        () if cases else tuple(dict.fromkeys(f.where for f in same if f.where != first.where)),
     )
 
 
@@ -97,8 +99,11 @@ def _group_text(group: FindingGroup) -> str:
     message = (
         group.message if len(group.message) <= LONGEST_MESSAGE else group.message[:LONGEST_MESSAGE] + "..."
     )
+    places = [f"\n        also: {'; '.join(group.also[:PLACES_SHOWN])}"] if group.also else []
+    if len(group.also) > PLACES_SHOWN:
+        places.append("; ...")
     return (
         f"{group.severity:<8}{group.code}  ({of_cases})\n"
-        f"        {group.where}: {message}\n"
+        f"        {group.where}: {message}{''.join(places)}\n"
         f"        fix: {group.fix}"
     )

@@ -12,10 +12,10 @@ def import_text(result: ImportResult, request: ImportRequest) -> str:
     shown = [f"  {case.case_id}  {case.label:<8}  {case.reason}" for case in result.cases[:CASES_SHOWN]]
     if len(result.cases) > CASES_SHOWN:
         shown.append(f"  ... and {len(result.cases) - CASES_SHOWN} more: {request.out / REPORT}")
-    how = "copied" if result.copied else "linked"
+    how = f", their files {'copied' if result.copied else 'linked'}" if result.n_new else ""
     lines = [
         f"export    {result.n_images} images, {result.n_studies} studies, {result.n_labelled} labelled",
-        f"cases     {len(result.cases)} ({labels}); {result.n_new} new, their files {how}",
+        f"cases     {len(result.cases)} ({labels}); {result.n_new} new{how}",
         *shown,
         f"written   {request.out / COHORT}, {request.out / SITE}; {request.out / REPORT} has every series",
         "",
@@ -30,6 +30,6 @@ def _next(result: ImportResult, request: ImportRequest) -> str:
     if not result.cases:
         return "heed the errors above and import again"
     site = request.out / SITE
-    if request.segment:
+    if result.segments_lungs:
         return f"dsan-client prepare --config {site}"
     return f"name the masks in {request.out / COHORT}, then dsan-client check --config {site}"

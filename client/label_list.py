@@ -1,6 +1,7 @@
 """labels.csv: which study or patient has which diagnosis, in the hospital's own identifiers.
 
 The column `label`, and at least one of `study_uid`, `accession` and `patient_id`; a line fills any of them.
+Other columns are passed over.
 """
 
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.cohort_table import nearest, read_lines
+from client.cohort_table import nearest, read_some_columns
 from client.findings import Finding, FindingError
 from dsan_model.cases import Label
 
@@ -17,11 +18,19 @@ IDENTIFIERS = ("study_uid", "accession", "patient_id")  # the first that a line 
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """What a study is called in the hospital; nothing of it is shown."""
+    """What a study is called in the hospital; nothing is shown. Its files may differ in all but `uid`."""
 
-    study_uid: str = field(repr=False)
-    accession: str = field(repr=False)
-    patient_id: str = field(repr=False)
+    uid: str = field(repr=False)
+    accessions: frozenset[str] = field(repr=False)
+    patient_ids: frozenset[str] = field(repr=False)
+
+    def names(self, identifier: str) -> frozenset[str]:
+        """What a line of labels.csv may call it by one of IDENTIFIERS."""
+        return {
+            "study_uid": frozenset({self.uid}),
+            "accession": self.accessions,
+            "patient_id": self.patient_ids,
+        }[identifier]
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,7 @@ def read_labels(path: Path) -> tuple[tuple[LabelLine, ...], tuple[Finding, ...]]
     if not path.is_file():
         fix = f"Give a table with the columns label and one of {', '.join(IDENTIFIERS)}."
         raise FindingError(Finding("IMPORT-LABELS", "error", path.name, "there is no such file", fix))
-    header, rows = read_lines(path, ("label",), IDENTIFIERS)
-    if len(header) == 1:
-        message = "no column says whom a label is for"
-        fix = f"Add one of the columns {', '.join(IDENTIFIERS)}."
-        raise FindingError(Finding("IMPORT-LABELS", "error", f"{path.name} line 1", message, fix))
+    header, rows = read_some_columns(path, "label", IDENTIFIERS)
     lines, findings = [], []
     for number, cells in rows:
         try:
@@ -62,12 +67,13 @@ def label_studies(
     """The label of each study, by its key in `studies`, and what is wrong; `case_ids` are their pseudonyms.
 
     A line that names a study outweighs one that names its patient. Two lines of the same weight that differ
-    give no label.
+    give no label, and no label is good for a study of several patients.
     """
     keys_of: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, study in studies.items():
         for identifier in IDENTIFIERS:
-            keys_of[identifier, getattr(study, identifier)].append(key)
+            for name in study.names(identifier):
+                keys_of[identifier, name].append(key)
     found: dict[str, dict[str, list[LabelLine]]] = defaultdict(lambda: defaultdict(list))
     unused = []
     for line in lines:
@@ -80,7 +86,9 @@ def label_studies(
     findings = [_unused(unused)] if unused else []
     for key, by_identifier in found.items():
         heaviest = next(by_identifier[name] for name in IDENTIFIERS if name in by_identifier)
-        if len({line.label for line in heaviest}) == 1:
+        if len(studies[key].patient_ids) > 1:
+            findings.append(_mixed(len(studies[key].patient_ids), case_ids[key]))
+        elif len({line.label for line in heaviest}) == 1:
             labels[key] = heaviest[0].label
         else:
             findings.append(_conflict(heaviest, case_ids[key]))
@@ -112,6 +120,12 @@ def _unused(lines: list[LabelLine]) -> Finding:
     message = f"{len(lines)} lines name no study of the export: line {numbers}"
     fix = "Export these studies too, or check how the identifiers are written (leading zeros, blanks)."
     return Finding("IMPORT-LABEL-UNUSED", "warning", "labels", message, fix)
+
+
+def _mixed(n_patients: int, case_id: str) -> Finding:
+    message = f"files of {n_patients} patients say that they belong to this one study"
+    fix = "Export each patient's study under its own StudyInstanceUID; the study is left out until then."
+    return Finding("IMPORT-MIXED-PATIENTS", "error", "the study", message, fix, case_id)
 
 
 def _conflict(lines: list[LabelLine], case_id: str) -> Finding:

@@ -8,9 +8,11 @@ the next export is added to the last. All of it stays at the hospital: the files
 import csv
 import io
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +78,7 @@ class ImportResult:
     n_labelled: int
     findings: tuple[Finding, ...]
     copied: bool  # files were copied because they could not be linked
+    segments_lungs: bool  # the site finds lungs itself
 
     @property
     def n_new(self) -> int:
@@ -105,25 +108,34 @@ def import_export(
         for uid in labels
     ]
     choices = _choices(jobs, workers, choosing)
-    found = [*findings, *of_labels, *file_findings(export), *_unlabelled(len(studies) - len(labels))]
+    n_refused = sum(finding.case_id is not None for finding in of_labels)
+    n_unlabelled = len(studies) - len(labels) - n_refused
+    found = [*findings, *of_labels, *file_findings(export), *_unlabelled(n_unlabelled)]
+    found += [_segmentation_kept()] if request.segment and not site.segments_lungs else []
     cases, is_copied = [], False
     for uid, label in labels.items():
         audit, choice = choices[case_ids[uid]]
         found += _study_findings(audit, choice)
         if choice.chosen is None:
             continue
-        patient_id = pseudonyms.patient(studies[uid].patient_id or uid)
+        patient_id = pseudonyms.patient(next(iter(studies[uid].patient_ids), uid))
         is_new = audit.case_id not in listed
-        if is_new:
+        n_there = _n_images(request.out, audit.case_id)
+        if is_new or not n_there:
             is_copied |= _place_images(request.out, audit.case_id, choice.chosen)
-        elif listed[audit.case_id] != label:
+        elif n_there != len(choice.chosen.paths):
+            found.append(_images_changed(audit.case_id, n_there, len(choice.chosen.paths)))
+        if not is_new and listed[audit.case_id] != label:
             found.append(_label_changed(audit.case_id, listed[audit.case_id], label))
         reason = choice.reasons[choice.chosen.number]
         cases.append(ImportedCase(audit.case_id, patient_id, label, choice.chosen, reason, is_new))
     _append_cohort(request.out, [case for case in cases if case.is_new])
     _write_report(request.out, choices.values(), export)
     found += [] if cases else [_no_case()]
-    return ImportResult(tuple(cases), export.n_images, len(studies), len(labels), tuple(found), is_copied)
+    n_studies, n_labelled = len(studies), len(labels)
+    return ImportResult(
+        *(tuple(cases), export.n_images, n_studies, n_labelled, tuple(found), is_copied, site.segments_lungs)
+    )
 
 
 # ---- choosing ----
@@ -173,6 +185,18 @@ def _label_changed(case_id: str, before: str, label: Label) -> Finding:
     return Finding("IMPORT-LABEL-CHANGED", "warning", COHORT, message, fix, case_id)
 
 
+def _images_changed(case_id: str, n_there: int, n_now: int) -> Finding:
+    message = f"the case has {n_there} images, its series has {n_now} in this export; the former are kept"
+    fix = f"Delete {IMAGES}/{case_id} and import again to take those of this export; its masks must fit them."
+    return Finding("IMPORT-IMAGES-CHANGED", "warning", COHORT, message, fix, case_id)
+
+
+def _segmentation_kept() -> Finding:
+    message = "the file was there and is kept as it is: it asks for given masks, whatever --segment says"
+    fix = f"Set lungs and infection in [segmentation] of {SITE}."
+    return Finding("IMPORT-SEGMENTATION-KEPT", "warning", SITE, message, fix)
+
+
 def _no_case() -> Finding:
     message = "no study of the export has both a label and a usable series"
     fix = "Heed the findings above; the columns of the table of labels must hold the export's identifiers."
@@ -188,8 +212,9 @@ def _site(request: ImportRequest) -> SiteConfig:
     if path.exists():
         return read_site(path)
     text = f'name = "{request.name}"\ncohort = "{COHORT}"\nstore = "store"\n'
-    request.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(path, (text + (_SEGMENTATION if request.segment else "")).encode())
+    with _writing("the site's folder"):
+        request.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, (text + (_SEGMENTATION if request.segment else "")).encode())
     try:
         return read_site(path)
     except FindingError:  # a name that is none
@@ -208,25 +233,40 @@ def listed_before(out: Path) -> dict[str, str]:
         return {}
     header, lines = read_lines(manifest, COLUMNS)
     rows = [dict(zip(header, cells, strict=False)) for _, cells in lines]
-    return {row["case_id"]: row.get("label", "") for row in rows}
+    return {row["case_id"]: row.get("label", "") for row in rows if row.get("case_id")}
+
+
+def _n_images(out: Path, case_id: str) -> int:
+    folder = out / IMAGES / case_id
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def _place_images(out: Path, case_id: str, series: SeriesAudit) -> bool:
     """Link the slices, from the feet up, under neutral names, whole or not at all; True if copied instead."""
     folder, partial = out / IMAGES / case_id, out / IMAGES / f".{case_id}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        copied = [_link(path, partial / f"IM{i:04d}.dcm") for i, path in enumerate(series.paths, start=1)]
-    except OSError as error:
+        with _writing("the images of a case"):
+            partial.mkdir(parents=True)
+            copied = [_link(path, partial / f"IM{i:04d}.dcm") for i, path in enumerate(series.paths, start=1)]
+    except FindingError:
         shutil.rmtree(partial, ignore_errors=True)
-        code = "OUTPUT-DISK-FULL" if is_disk_full(error) else "OUTPUT-FILES"
-        message = f"the images of a case cannot be written: {error.strerror}"
-        fix = "Free space, or choose another folder with --out; cases finished before are found again."
-        raise FindingError(Finding(code, "error", "the folder given with --out", message, fix)) from None
+        raise
     shutil.rmtree(folder, ignore_errors=True)  # of an import that was killed before it listed the case
     partial.rename(folder)
     return any(copied)
+
+
+@contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """A failure to write becomes a finding. Raises FindingError OUTPUT-DISK-FULL or OUTPUT-FILES."""
+    try:
+        yield
+    except OSError as error:
+        code = "OUTPUT-DISK-FULL" if is_disk_full(error) else "OUTPUT-FILES"
+        message = f"{what} cannot be written: {error.strerror}"
+        fix = "Free space, or choose another folder with --out; cases finished before are found again."
+        raise FindingError(Finding(code, "error", "the folder given with --out", message, fix)) from None
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -253,7 +293,11 @@ def _append_cohort(out: Path, cases: Iterable[ImportedCase]) -> None:
     if not text:
         writer.writeheader()
     writer.writerows(_cohort_row(case) for case in cases)
-    write_atomically(manifest, (text + rows.getvalue()).encode())
+    is_new = not manifest.exists()
+    with _writing(COHORT):
+        write_atomically(manifest, (text + rows.getvalue()).encode())
+        if is_new:
+            manifest.chmod(0o600)
 
 
 def _cohort_row(case: ImportedCase) -> dict[str, str]:
@@ -271,7 +315,7 @@ def _cohort_row(case: ImportedCase) -> dict[str, str]:
 
 
 def _write_report(out: Path, choices: Iterable[tuple[StudyAudit, SeriesChoice]], export: Export) -> None:
-    """One line for each series and each other file; `place` says where in the export, so it stays here."""
+    """One line for each series and each other file; it names files of the export: it stays here."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(REPORT_COLUMNS)
@@ -281,15 +325,17 @@ def _write_report(out: Path, choices: Iterable[tuple[StudyAudit, SeriesChoice]],
     for path, kind in export.others:
         writer.writerow(["", "no image", "", "", "", "", "", kind, path.relative_to(export.root), ""])
     path = out / REPORT
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text.getvalue(), encoding="utf-8", errors="replace")
+    with _writing(REPORT):
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(text.getvalue(), encoding="utf-8", errors="replace")
 
 
 def _report_row(case_id: str, series: SeriesAudit, choice: SeriesChoice) -> list[object]:
     is_chosen = choice.chosen is series
     decision = "chosen" if is_chosen else "not chosen" if series.passes_gate else "refused"
     findings = "; ".join(f"{finding.code} {finding.where}: {finding.message}" for finding in series.findings)
+    findings = re.sub(r"\bnumber (\d+)\b", lambda match: series.names[int(match[1]) - 1], findings)
     length_mm = round(series.length_mm, 1)
     geometry = [series.number, series.n_slices, series.thickness_mm, length_mm, series.facts.kernel or ""]
     return [case_id, decision, *geometry, choice.reasons[series.number], series.place, findings]

@@ -24,6 +24,7 @@ FETCHED = "pacs"
 COMPLETE = "complete"  # in a series' folder: it is there whole
 MIN_INSTANCES = 8  # of a series that is worth fetching; the gate refuses fewer slices
 
+_WILD = re.compile(r"[*?\\]")  # a PACS takes these for any sign, or for several values
 _DIMSE = re.compile(r"dimse://(?P<ae_title>[^@/\\]{1,16})@(?P<host>[^:/]+):(?P<port>\d{1,5})/?")
 
 
@@ -87,7 +88,9 @@ def fetch_studies(request: PacsRequest, progress: Callable[[Progress], None] | N
     findings: list[Finding] = []
     n_fetched = 0
     with _connected(request) as pacs:
-        studies, missing = _find(pacs, lines)
+        wild = [line for line in lines if _WILD.search(line.value)]
+        studies, missing = _find(pacs, [line for line in lines if line not in wild])
+        findings += [_wildcards(wild, request.labels.name)] if wild else []
         findings += [_no_study(missing, request.labels.name)] if missing else []
         listed = listed_before(request.out)
         wanted = [uid for uid in studies if pseudonyms.study(uid) not in listed]
@@ -160,9 +163,20 @@ def _partial(folder: Path, n_there: int, n_expected: int) -> FindingError:
     return FindingError(Finding("PACS-PARTIAL", "error", where, message, fix, case_id))
 
 
+def _numbers(lines: Sequence[LabelLine]) -> str:
+    return ", ".join(str(line.line) for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
+
+
+def _wildcards(lines: Sequence[LabelLine], name: str) -> Finding:
+    message = (
+        f"{len(lines)} identifiers hold *, ? or \\, which a PACS matches with others: line {_numbers(lines)}"
+    )
+    fix = "Name these studies by another identifier; they were not asked for."
+    return Finding("PACS-WILDCARD", "error", name, message, fix)
+
+
 def _no_study(lines: Sequence[LabelLine], name: str) -> Finding:
-    numbers = ", ".join(str(line.line) for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
-    message = f"the PACS has no study for {len(lines)} lines: line {numbers}"
+    message = f"the PACS has no study for {len(lines)} lines: line {_numbers(lines)}"
     fix = (
         "Check how the identifiers are written (leading zeros, blanks), and whether we may see these studies."
     )

@@ -2,10 +2,11 @@
 
 1. It passes the gate: one axial, contiguous CT in HU within the site's slice thickness.
 2. An original before a derived one.
-3. A complete one: at least nine tenths as long as the longest of those left.
-4. One within the paper's 0.625 to 1.5 mm before a thicker one, a thinner before a thicker.
-5. A lung kernel before an unknown one, that before a soft one.
-6. The thinnest, then the one with most slices, then by its identifier, so that the choice never varies.
+3. One whose BodyPartExamined names the chest before one without it, that before one of another part.
+4. A complete one: at least nine tenths as long as the longest of those left, or as 300 mm: more is no chest.
+5. One within the paper's 0.625 to 1.5 mm before a thicker one, a thinner before a thicker.
+6. A lung kernel before an unknown one, that before a soft one.
+7. The thinnest, then the one with most slices, then by its identifier, so that the choice never varies.
 """
 
 import re
@@ -18,7 +19,8 @@ from client.dicom_audit import PAPER_THICKNESS_MM
 from client.dicom_identity import ScanFacts
 from client.findings import Finding
 
-COMPLETE_SHARE = 0.9
+COMPLETE_SHARE, CHEST_MM = 0.9, 300.0
+_CHEST = re.compile("CHEST|THORAX|LUNG|WHOLE|TORSO")
 _SAME_THICKNESS_MM = 0.05
 
 _LUNG = (
@@ -46,6 +48,14 @@ class Kernel(IntEnum):
     SOFT = 2
 
 
+class BodyPart(IntEnum):
+    """What a series says that it shows, the preferred one first."""
+
+    CHEST = 0
+    UNKNOWN = 1
+    OTHER = 2
+
+
 @dataclass(frozen=True)
 class SeriesAudit:
     """What the choice knows of a series; geometry is 0 where the gate refuses it."""
@@ -53,6 +63,7 @@ class SeriesAudit:
     number: int  # of those of its study, by identifier
     paths: tuple[Path, ...] = field(repr=False)  # from the feet up, if it passes the gate
     place: str = field(repr=False)  # folder of the first file in the export
+    names: tuple[str, ...] = field(repr=False)  # of its files, as findings number them from 1
     n_slices: int
     findings: tuple[Finding, ...]
     is_original: bool
@@ -69,6 +80,14 @@ class SeriesAudit:
     def kernel(self) -> Kernel:
         """What the name of its kernel says."""
         return kernel_kind(self.facts.kernel)
+
+    @property
+    def body_part(self) -> BodyPart:
+        """What BodyPartExamined says."""
+        name = self.facts.body_part
+        if not name:
+            return BodyPart.UNKNOWN
+        return BodyPart.CHEST if _CHEST.search(name) else BodyPart.OTHER
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,11 @@ def _is_original(audit: SeriesAudit, others: Sequence[SeriesAudit]) -> bool:
 
 
 def _is_complete(audit: SeriesAudit, others: Sequence[SeriesAudit]) -> bool:
-    return audit.length_mm >= COMPLETE_SHARE * max(other.length_mm for other in others)
+    return audit.length_mm >= COMPLETE_SHARE * min(CHEST_MM, max(other.length_mm for other in others))
+
+
+def _shows_the_chest(audit: SeriesAudit, others: Sequence[SeriesAudit]) -> bool:
+    return audit.body_part == min(other.body_part for other in others)
 
 
 def _is_thin_enough(audit: SeriesAudit, others: Sequence[SeriesAudit]) -> bool:
@@ -130,6 +153,7 @@ Rule = tuple[Callable[[SeriesAudit, Sequence[SeriesAudit]], bool], Callable[[Ser
 
 _RULES: tuple[Rule, ...] = (
     (_is_original, lambda audit: "derived, and there is an original one"),
+    (_shows_the_chest, lambda audit: f"body part {audit.facts.body_part}, and there is one of the chest"),
     (_is_complete, lambda audit: f"only {audit.length_mm:.0f} mm long, and there is a longer one"),
     (_is_thin_enough, lambda audit: f"slices of {audit.thickness_mm:g} mm, and there are thinner ones"),
     (_has_best_kernel, lambda audit: f"{audit.kernel.name.lower()} kernel, and there is a better one"),

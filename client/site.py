@@ -98,6 +98,11 @@ class SiteConfig(Strict):
     daemon: DaemonTable = DaemonTable()
 
     @property
+    def segments_lungs(self) -> bool:
+        """Whether the lungs of its scans are found here where no mask is given."""
+        return self.segmentation.lungs != "given"
+
+    @property
     def manifest(self) -> Path:
         """The list of cases."""
         return self.home / self.cohort

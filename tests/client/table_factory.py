@@ -256,7 +256,8 @@ BAD_SETTINGS = (
 )
 
 BAD_LABEL_TABLES = (  # name, code, text of labels.csv
-    ("a label alone", "IMPORT-LABELS", "label\nCAP\n"),
+    ("a label alone", "COHORT-COLUMNS", "label\nCAP\n"),
+    ("labels without a header", "COHORT-COLUMNS", "CANARY-17,CAP\n"),
     ("no label", "COHORT-COLUMNS", "patient_id\nP1\n"),
     ("an unknown column", "COHORT-COLUMNS", "label,patient\nCAP,P1\n"),
     ("semicolons between labels", "COHORT-SEPARATOR", "label;patient_id\nCAP;P1\n"),

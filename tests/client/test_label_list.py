@@ -8,9 +8,9 @@ from client.label_list import StudyIdentity, label_studies, read_labels
 from dsan_model.cases import Label
 
 STUDIES = {
-    "s1": StudyIdentity("s1", "A1", "P1"),
-    "s2": StudyIdentity("s2", "A2", "P1"),
-    "s3": StudyIdentity("s3", "", "P2"),
+    "s1": StudyIdentity("s1", frozenset({"A1"}), frozenset({"P1"})),
+    "s2": StudyIdentity("s2", frozenset({"A2"}), frozenset({"P1"})),
+    "s3": StudyIdentity("s3", frozenset(), frozenset({"P2"})),
 }
 CASE_IDS = {uid: f"c-{uid}" for uid in STUDIES}
 

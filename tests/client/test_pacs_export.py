@@ -110,6 +110,73 @@ def test_folders_that_are_linked_are_read_too_and_each_once(export: Path, tmp_pa
     assert (result.n_images, result.n_studies, result.n_new) == (37, 2, 2)
 
 
+def test_a_link_to_a_folder_above_the_export_is_not_followed(export: Path, tmp_path: Path) -> None:
+    (export / "up").symlink_to(tmp_path)
+    study_elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(export / "DISK2", study_elsewhere)
+    assert run(tmp_path, export, "1.2,CAP").n_images == 37
+
+
+def test_a_study_of_two_patients_has_no_case(dicom_factory: ModuleType, tmp_path: Path) -> None:
+    root = tmp_path / "export"
+    study(dicom_factory, root / "a", uid="1.1", series="1.1.1", patient="PAT_A", SliceThickness=8)
+    study(dicom_factory, root / "b", uid="1.1", series="1.1.2", patient="PAT_B")
+    study(dicom_factory, root / "c", uid="1.2", series="1.2.1", patient="PAT_C")
+    (tmp_path / "labels.csv").write_text("patient_id,label\nPAT_A,COVID-19\nPAT_B,CAP\nPAT_C,CAP\n")
+    result = import_export(ImportRequest(root, tmp_path / "labels.csv", tmp_path / "out", workers=1))
+    assert codes(result) == ["IMPORT-MIXED-PATIENTS"]
+    assert len(result.cases) == 1
+
+
+def test_an_identifier_in_utf_8_is_found(dicom_factory: ModuleType, tmp_path: Path) -> None:
+    study(
+        dicom_factory,
+        tmp_path / "export",
+        uid="1.1",
+        series="1.1.1",
+        patient="M\u00fc-77",
+        SpecificCharacterSet="ISO_IR 192",
+    )
+    (tmp_path / "labels.csv").write_text("patient_id,label\nM\u00fc-77,CAP\n", encoding="utf-8")
+    request = ImportRequest(tmp_path / "export", tmp_path / "labels.csv", tmp_path / "out", workers=1)
+    assert len(import_export(request).cases) == 1
+
+
+def test_columns_that_a_hospital_keeps_beside_the_labels_are_passed_over(
+    export: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text("study_uid,comment,label\n1.2,see letter,CAP\n")
+    request = ImportRequest(export, tmp_path / "labels.csv", tmp_path / "out", workers=1)
+    assert [case.label for case in import_export(request).cases] == [Label.CAP]
+
+
+def test_every_bad_line_of_the_labels_is_told(export: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, export, "1.1,covid", "1.2,CAP", "1.3,cap?", "1.4,none")
+    text = import_text(result, ImportRequest(export, tmp_path / "labels.csv", tmp_path / "out"))
+    assert "labels.csv line 2, column label:" in text
+    assert "also: labels.csv line 4, column label; labels.csv line 5, column label" in text
+
+
+def test_packed_files_are_counted(export: Path, tmp_path: Path) -> None:
+    (export / "CANARY.zip").write_bytes(b"PK\x03\x04")
+    (export / "IM0001.dcm.gz").write_bytes(b"\x1f\x8b")
+    result = run(tmp_path, export, "1.2,CAP")
+    assert codes(result) == ["IMPORT-PACKED", "IMPORT-NO-LABEL"]
+    assert "1 .gz, 1 .zip" in result.findings[0].message
+
+
+def test_what_the_report_says_of_a_file_names_it(dicom_factory: ModuleType, tmp_path: Path) -> None:
+    folder = study(dicom_factory, tmp_path / "export", uid="1.1", series="1.1.1")
+    lost = sorted(folder.iterdir())[5]
+    neighbours = sorted(folder.iterdir())[4].name, sorted(folder.iterdir())[6].name
+    lost.unlink()
+    result = run(tmp_path, tmp_path / "export", "1.1,CAP")
+    assert "DICOM-GAP" in codes(result)
+    (row,) = report(tmp_path)
+    assert all(name in row["findings"] for name in neighbours)
+    assert not any(name in finding.message for finding in result.findings for name in neighbours)
+
+
 def test_the_lung_kernel_is_chosen_and_the_report_says_why(export: Path, tmp_path: Path) -> None:
     run(tmp_path, export, "1.1,COVID-19")
     rows = {row["place"].rsplit("/", 1)[-1]: row for row in report(tmp_path) if row["case_id"]}
@@ -254,6 +321,48 @@ def test_a_label_that_changed_is_reported_and_not_overwritten(export: Path, tmp_
     assert (tmp_path / "out" / "cohort.csv").read_bytes() == before
 
 
+def test_a_series_that_is_whole_now_is_told_and_taken_when_its_folder_is_deleted(
+    export: Path, tmp_path: Path
+) -> None:
+    slices = sorted((export / "DISK2").glob("*.dcm"))
+    hidden = tmp_path / "later"
+    hidden.mkdir()
+    for path in slices[9:]:
+        shutil.move(path, hidden)
+    case_id = run(tmp_path, export, "1.2,CAP").cases[0].case_id
+    for path in hidden.iterdir():
+        shutil.move(path, export / "DISK2")
+    result = run(tmp_path, export, "1.2,CAP")
+    (changed,) = [finding for finding in result.findings if finding.code == "IMPORT-IMAGES-CHANGED"]
+    assert "9 images, its series has 12" in changed.message
+    images = tmp_path / "out" / "images" / case_id
+    shutil.rmtree(images)
+    assert "IMPORT-IMAGES-CHANGED" not in codes(run(tmp_path, export, "1.2,CAP"))
+    assert len(list(images.iterdir())) == 12
+
+
+def test_what_comes_next_is_what_site_toml_asks_for(export: Path, tmp_path: Path) -> None:
+    request = ImportRequest(export, tmp_path / "labels.csv", tmp_path / "out", workers=1)
+    run(tmp_path, export, "1.2,CAP")
+    assert "IMPORT-SEGMENTATION-KEPT" in codes(run(tmp_path, export, "1.2,CAP", segment=True))
+    text = import_text(run(tmp_path, export, "1.2,CAP"), request)
+    assert "next: name the masks" in text
+    assert "0 new\n" in text
+    (tmp_path / "out" / "site.toml").write_text('name = "a"\n[segmentation]\nlungs = "classical"\n')
+    text = import_text(run(tmp_path, export, "1.2,CAP"), request)
+    assert "next: dsan-client prepare" in text
+
+
+def test_a_cohort_that_others_changed_is_read_and_kept_to_its_owner(export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.2,CAP")
+    manifest = tmp_path / "out" / "cohort.csv"
+    assert stat.S_IMODE(manifest.stat().st_mode) == 0o600
+    header, line = manifest.read_text().splitlines()
+    first, rest = header.split(",", 1), line.split(",", 1)
+    manifest.write_text(f"{first[1]},{first[0]}\n{rest[1]},{rest[0]}\nshort\n")
+    assert run(tmp_path, export, "1.2,CAP").n_new == 0
+
+
 def test_an_import_that_was_killed_is_done_again(export: Path, tmp_path: Path) -> None:
     result = run(tmp_path, export, "1.2,CAP")
     case_id = result.cases[0].case_id
@@ -313,3 +422,28 @@ def test_a_full_disk_is_one_coded_line_and_leaves_no_half_case(
     with pytest.raises(FindingError, match="OUTPUT-DISK-FULL"):
         run(tmp_path, export, "1.2,CAP")
     assert list((tmp_path / "out" / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "import-report.csv"])
+def test_a_full_disk_at_the_end_is_one_coded_line_too(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> None:
+        if name in self.name:
+            raise OSError(28, "No space left on device")
+        touch(self, *arguments, **options)
+
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", full)
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: full(target) if name in target.name else replace(self, target)
+    )
+    with pytest.raises(FindingError, match="OUTPUT-DISK-FULL"):
+        run(tmp_path, export, "1.2,CAP")
+
+
+def test_an_output_that_is_a_file_is_refused(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(FindingError, match="OUTPUT-FILES"):
+        run(tmp_path, export, "1.2,CAP")

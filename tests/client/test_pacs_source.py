@@ -144,6 +144,14 @@ def test_a_study_that_the_pacs_lacks_is_told_by_its_line_and_the_others_come(
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_an_identifier_with_a_wildcard_is_not_asked_for(pacs: Orthanc, tmp_path: Path, way: str) -> None:
+    fetched = fetch_studies(request(pacs, tmp_path, way, "CANARY*,CAP"))
+    (finding,) = fetched.findings
+    assert (finding.code, finding.where, fetched.n_series) == ("PACS-WILDCARD", "labels.csv", 0)
+    assert CANARY not in str(finding)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_study_without_ct_brings_nothing(pacs: Orthanc, tmp_path: Path, way: str) -> None:
     fetched = fetch_studies(request(pacs, tmp_path, way, "1.3,CAP", column="study_uid"))
     assert (fetched.n_series, files(fetched)) == (0, [])

@@ -19,11 +19,11 @@ def series(
     thickness_mm: float = 1.0,
     length_mm: float = 300.0,
     n_slices: int = 300,
+    body_part: str | None = None,
 ) -> SeriesAudit:
-    facts = ScanFacts(None, None, None, None, kernel)
-    return SeriesAudit(
-        number, (Path("x"),), "folder", n_slices, findings, is_original, thickness_mm, length_mm, facts
-    )
+    facts = ScanFacts(None, None, None, None, kernel, body_part)
+    found, size = (n_slices, findings), (thickness_mm, length_mm)
+    return SeriesAudit(number, (Path("x"),), "folder", ("x",), *found, is_original, *size, facts)
 
 
 def test_what_the_gate_refuses_is_not_chosen_and_warnings_do_not_matter() -> None:
@@ -44,6 +44,17 @@ THICK, LUNG_KERNEL, SOFT_KERNEL = {"thickness_mm": 5.0}, {"kernel": "B70f"}, {"k
 RULES = {  # loser, winner, reason
     "an original, though thicker": ({"is_original": False}, THICK, "derived"),
     "a complete one, though thicker": ({"length_mm": 269}, THICK, "only 269 mm long"),
+    "the chest, though another is longer": (
+        {"length_mm": 431, "body_part": "ABDOMEN"},
+        {"length_mm": 288, "body_part": "CHEST"},
+        "body part ABDOMEN",
+    ),
+    "one that says nothing before another part": ({"body_part": "HEAD"}, THICK, "body part HEAD"),
+    "a whole chest that is thinner than what is longer": (
+        {"length_mm": 600, "thickness_mm": 1.25},
+        {"length_mm": 288},
+        "as good as series 2",
+    ),
     "one of the paper's thickness, though soft": (THICK | LUNG_KERNEL, SOFT_KERNEL, "slices of 5 mm"),
     "a thinner one of two thick ones": (THICK | LUNG_KERNEL, {"thickness_mm": 2.0}, "slices of 5 mm"),
     "a lung kernel, though thicker": (SOFT_KERNEL, {"thickness_mm": 1.5} | LUNG_KERNEL, "soft kernel"),
