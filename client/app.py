@@ -20,7 +20,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from safetensors import SafetensorError
 
 from client import work
-from client.drained import is_drained
+from client.drained import is_refused
 from client.egress import EgressLine, now, record_egress
 from client.findings import FindingError
 from client.policy import kind_name, require_allowed
@@ -174,7 +174,7 @@ def _answer(
     if isinstance(request, Refusal):
         raise ProtocolError("a refusal is not a request")
     require_allowed(config.policy, request)
-    if is_drained(config.state_folder, request.terms.name):
+    if is_refused(config.state_folder, request.terms.name):
         raise RefusedError("SITE-DRAINED", "by order of the centre, this site takes no message of this study")
     progress = ProgressFile(config.progress_file, *asked_by(message.content))
     threads_before = torch.get_num_threads()

@@ -20,7 +20,7 @@ from types import FrameType
 
 from client.clientapp_program import is_clientapp_alive, read_record
 from client.connection_watch import ConnectionWatch
-from client.daemon_programs import NODE_STATE, SUPEREXEC, SUPERNODE, Centre, daemon_programs
+from client.daemon_programs import SUPEREXEC, SUPERNODE, Centre, daemon_programs
 from client.daemon_status import (
     LOCK,
     STATUS_FORMAT,
@@ -32,13 +32,13 @@ from client.daemon_status import (
     prepared_counts,
     write_status,
 )
-from client.drained import DRAINED, EVERY_STUDY, after_order, read_drained, write_drained
+from client.drained import DRAINED, EVERY_STUDY, Drained, after_order, read_drained, write_drained
 from client.egress import last_refusal
 from client.findings import Finding, FindingError
 from client.installed_code import require_lock
 from client.join import require_joined
 from client.keys import CA_CERTIFICATE, WATCH_CERTIFICATE, WATCH_KEY
-from client.node_state import NodeState, read_node_state
+from client.node_state import NODE_STATE, NodeState, read_node_state
 from client.progress import read_progress
 from client.site import SITE_FILE, SiteConfig, read_site
 from client.site_watch import SiteWatchClient, WatchCredentials
@@ -99,6 +99,7 @@ class Daemon:
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.drained = read_drained(self.state)
+        self.last_message = ""  # that was in work when the order to drain came
         self.is_drained = self.is_draining  # no message is in work, and no SuperNode takes one
         self.node_back_at: float | None = None  # monotonic, while the SuperNode is kept down
         self.status_due = self.count_due = 0.0
@@ -195,7 +196,7 @@ class Daemon:
             centre=self.centre.address,
             is_secure=self.centre.is_secure,
             is_drained=self.is_drained,
-            drained_studies=self.drained,
+            drained_studies=tuple(sorted(self.drained)),
             health_port=self.health_port,
             connection=self._connection(),
             work=self.work_status(),
@@ -283,16 +284,17 @@ class Daemon:
     def _obey(self, order: Order) -> None:
         work = self.work_status()
         if order.kind in (Order.DRAIN, Order.UNDRAIN):
-            self._drain(after_order(self.drained, order))
+            self._drain(after_order(self.drained, order, time.time()))
         elif order.kind == Order.STOP and work.phase != "idle" and is_about(order, work.study):
             self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
             self.supervisor.restart(SUPEREXEC)
 
-    def _drain(self, drained: tuple[str, ...]) -> None:
+    def _drain(self, drained: Drained) -> None:
         """From now on these studies are drained."""
         if drained == self.drained:
             return
-        self.drained = drained
+        node = self._node()
+        self.drained, self.last_message = drained, node.message_id if node is not None else ""
         try:
             write_drained(self.state, drained)
         except OSError as error:
@@ -302,7 +304,7 @@ class Daemon:
         if self.is_draining:
             self._tell("the centre ordered to drain: the message in work is the last one")
             return
-        except_of = f", but of {', '.join(drained)}" if drained else ""
+        except_of = f", but of {', '.join(sorted(drained))}" if drained else ""
         self._tell(f"by order of the centre, messages are taken{except_of}")
         if self.is_drained:
             self.is_drained, self.node_back_at = False, time.monotonic() + NODE_PAUSE_S
@@ -318,7 +320,8 @@ class Daemon:
             is_alive=is_clientapp_alive(record),
             progress=line.time if line else None,
         )
-        if self.is_draining and work.taken is None:
+        is_last_answered = work.taken is None or (node is not None and node.message_id != self.last_message)
+        if self.is_draining and is_last_answered:
             self.is_drained, self.node_back_at = True, None
             self.supervisor.stop_all(LEAVE_S)
             self._tell(DRAINED_WORDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from client.clientapp_program import SITE_VARIABLE
 from client.installed_code import lock_apps_folder, write_programs
 from client.keys import CA_CERTIFICATE, NODE_KEY
+from client.node_state import NODE_STATE
 from client.site import SiteConfig
 from client.supernode_program import DAEMON_VARIABLE, STATE_VARIABLE
 from dsan_daemon.files import PRIVATE, write_atomically
@@ -18,7 +19,6 @@ from dsan_daemon.flower import flower_environment, flower_program
 from dsan_daemon.processes import Program
 
 SUPERNODE, SUPEREXEC = "supernode", "superexec"
-NODE_STATE = "node.json"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"  # without Python's: no other flwr-clientapp may be found
 BACK_AFTER_S = 70.0  # Flower keeps a node that died for 60 s, and its centre must see that it is gone
 BACK_AFTER_LOOPBACK_S = 5.0  # without node authentication every start is a new node

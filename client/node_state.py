@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+NODE_STATE = "node.json"
 WRITE_EVERY_S = 1.0
 LONGEST_TROUBLE = 500  # characters
 

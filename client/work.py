@@ -85,6 +85,7 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
     target = study_target(site.config, request.terms)
     require_enough(site.config.policy, "cases", len(cases.all))
     kept = withheld(site.config.policy)
+    is_measured = request.measures_speed and request.terms.segmentation is None
     return SiteDescription(
         site=site.config.name,
         versions=_versions(),
@@ -96,7 +97,7 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
         left_out=count_left_out(target),
         withheld=kept,
         golden_case=_golden_result(site.machine.device),
-        seconds_per_case=_seconds_per_case(site, request.terms) if request.measures_speed else None,
+        seconds_per_case=_seconds_per_case(site, request.terms) if is_measured else None,
         lung_masks=Counter(entry.masks.lungs for entry in cases.all.entries),
         infection_masks=Counter(entry.masks.infection for entry in cases.all.entries),
     )

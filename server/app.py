@@ -190,7 +190,7 @@ def _classify(exchange: Exchange, study: StudyConfig, run_folder: Path, started:
     """Enrol, train, select, fit the ensemble, evaluate, explain."""
     enrolled = enrol(exchange, study, run_folder)
     _require_training_cases(enrolled)
-    _log_sites(enrolled)
+    _log_beginning(study, enrolled)
     state = train(exchange, study, enrolled, run_folder)
     log.info("the rounds are done: the last one is validated, and the ensemble fitted")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
@@ -213,7 +213,7 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     """Enrol, train VB-Net, select, evaluate."""
     enrolled = enrol(exchange, study, run_folder)
     _require_training_cases(enrolled)
-    _log_sites(enrolled)
+    _log_beginning(study, enrolled)
     state = train(exchange, study, enrolled, run_folder)
     log.info("the rounds are done: the last one is validated, and the model tested at the held-out sites")
     state, unvalidated = validate_newest(exchange, study, enrolled, state)
@@ -228,10 +228,13 @@ def _segment(exchange: Exchange, study: StudyConfig, run_folder: Path, started: 
     return results
 
 
-def _log_sites(enrolled: Enrolled) -> None:
+def _log_beginning(study: StudyConfig, enrolled: Enrolled) -> None:
+    """Who takes part, and what it will take."""
     for role, sites in (("train", enrolled.training), ("test only", enrolled.held_out)):
         if sites:
             log.info("%s: %s", role, ", ".join(sites))
+    for line in estimate_text(estimate(study, enrolled.descriptions)).splitlines():
+        log.info("%s", line)
 
 
 def _require_training_cases(enrolled: Enrolled) -> None:

@@ -8,6 +8,7 @@ import torch
 from dsan_model.network import AttentionResNet
 from dsan_model.protocol import SiteDescription
 from dsan_model.traffic import Precision, packed_layout_bytes
+from dsan_model.vbnet import VBNet
 from dsan_model.weights import Layout
 from server.study import StudyConfig
 
@@ -34,7 +35,7 @@ class Estimate:
 
 
 def estimate(study: StudyConfig, sites: Mapping[str, SiteDescription]) -> Estimate:
-    """What the rounds, the last validation, the ensemble, the test and the attention scores will take.
+    """What rounds, last validation and test will take; of classification the ensemble and attention too.
 
     Sites work at the same time: a round lasts as long as its slowest site. Enrolment, the centre's own work
     and the way of the bytes are not in the time.
@@ -51,9 +52,10 @@ def estimate(study: StudyConfig, sites: Mapping[str, SiteDescription]) -> Estima
     if study.plan.kind == "evaluate":
         weights = packed_layout_bytes(network_layout(study), Precision.FLOAT32) * len(study.branches)
     rounds = 0 if study.plan.kind == "evaluate" else study.rounds
-    fitted = 2 * weights // len(study.branches)  # the ensemble needs US and SS
-    to_sites = rounds * n_training * weights + n_training * (weights + fitted)
-    to_sites += n_held_out * weights + (n_training + n_held_out) * weights
+    to_sites = (rounds + 1) * n_training * weights + n_held_out * weights  # rounds, last validation, test
+    if study.task == "classification":
+        fitted = 2 * weights // len(study.branches)  # the ensemble needs US and SS
+        to_sites += n_training * fitted + (n_training + n_held_out) * weights  # and attention scores
     seconds_a_round = _slowest_round_s(study, training)
     return Estimate(
         parts=parts,
@@ -77,7 +79,7 @@ def estimate_text(found: Estimate) -> str:
         f"{found.bytes_to_sites / 1e9:.2f} GB to the sites, {found.bytes_from_sites / 1e9:.2f} GB from them",
     ]
     if found.seconds is None or found.seconds_a_round is None:
-        lines.append("time: not known, as no site measured a training step")
+        lines.append("time: not known, as no site measured a training step; --dry-run lets them do so")
     else:
         lines.append(
             f"time: {found.seconds_a_round:.1f} s a round at the slowest site, "
@@ -89,7 +91,13 @@ def estimate_text(found: Estimate) -> str:
 def network_layout(study: StudyConfig) -> Layout:
     """The layout of the study's network, without its values."""
     with torch.device("meta"):
-        state = AttentionResNet(study.network_config).state_dict()
+        is_segmentation = study.task == "segmentation"
+        network = (
+            VBNet(study.segmentation.config.network)
+            if is_segmentation
+            else AttentionResNet(study.network_config)
+        )
+        state = network.state_dict()
     ordered = sorted(state.items())
     return Layout(
         tuple(name for name, _ in ordered),

@@ -114,13 +114,13 @@ def test_a_study_that_the_centre_drained_is_refused_until_it_says_so_and_others_
     hospital: Path, terms: StudyTerms
 ) -> None:
     part = replace(terms, name="spring.fold-2")
-    write_drained(hospital / "state", ("spring",))
+    write_drained(hospital / "state", {"spring": 1.0})
     try:
         assert code(hospital, "", DescribeRequest(terms)) == "SITE-DRAINED"
         assert code(hospital, "", DescribeRequest(part)) == "SITE-DRAINED"
         assert code(hospital, "", DescribeRequest(replace(terms, name="autumn"))) is None
     finally:
-        write_drained(hospital / "state", ())
+        write_drained(hospital / "state", {})
     assert code(hospital, "", DescribeRequest(terms)) is None
 
 

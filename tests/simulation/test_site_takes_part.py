@@ -162,6 +162,31 @@ def test_a_clientapp_ends_by_order_of_the_centre_and_the_study_is_answered_when_
     assert [kind for kind in ("describe", "round", "evaluate", "fit_ensemble") if kind not in kinds] == []
 
 
+def answered(site: SiteConfig, study: str) -> list[str]:
+    """Kinds of the messages of a study that the site answered."""
+    return [line.kind for line in read_egress(site.state_folder) if (line.study, line.code) == (study, None)]
+
+
+def is_drained(site: SiteConfig) -> bool:
+    status = read_status(site.state_folder)
+    return status is not None and status.is_drained
+
+
+def test_a_drained_site_finishes_its_message_and_the_study_waits_until_the_site_is_told(
+    superlink: int, centre: Path, site: SiteConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "autumn"
+    submit(superlink, run, build_bundle())
+    wait_until(lambda: is_training(site))
+    give_order(centre, "hospital-1", "drain", "")
+    wait_until(lambda: is_drained(site))
+    assert answered(site, "autumn") == ["describe", "round"]
+    give_order(centre, "hospital-1", "undrain", "")
+    wait_until(lambda: {"complete", "paused", "incomplete"} & set(events(run)))
+    assert events(run)[-1] == "complete"
+    assert answered(site, "autumn").count("round") == 1  # what was finished is not trained again
+
+
 def events_of(site: SiteConfig) -> tuple[Event, ...]:
     status = read_status(site.state_folder)
     return () if status is None else status.events

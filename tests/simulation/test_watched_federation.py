@@ -101,6 +101,12 @@ def has_trained_a_step(progress: Path) -> bool:
     return line is not None and line.phase == "training" and line.done > 0
 
 
+def site_log(watched: Watched) -> list[dict[str, Any]]:
+    """What the site's daemon logged."""
+    text = (watched.federation.folder / f"{watched.hospital.name}.log").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watched) -> None:
@@ -119,6 +125,10 @@ def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watch
     assert now["steps"] == line.steps
     assert now["eta_s"] > 0
     assert watched.status()["late"] is None
+
+    told = [line for line in site_log(watched) if "training" in line["message"]]
+    about = {"study": "watched", "round": 1, "site": watched.hospital.name}
+    assert about.items() <= told[0].items()
 
     watched.daemon.send_signal(signal.SIGSTOP)  # to the centre as if the power were gone
     named_s = seconds_until(lambda: watched.status()["late"])
