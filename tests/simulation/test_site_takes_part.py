@@ -30,8 +30,8 @@ from server.ledger import read_ledger
 from server.orders import give_order
 from server.site_watch import SiteWatchServer
 
-pytestmark = pytest.mark.long
-WAIT_S = 240.0
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+WAIT_S = 400.0
 STUDY = """
 name = "{name}"
 rounds = 1
