@@ -83,6 +83,7 @@ def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder
             if finishing is not None:
                 finishing.result()
             state, weights = _written(run_folder, following, study, exchange.spool)
+            del following  # and with it the round's replies
             finishing = background.submit(_finish, run_folder, state)
         if finishing is not None:
             finishing.result()

@@ -114,6 +114,7 @@ def write_round(
         weights = state.weights[branch]
         save_weights(folder / f"{branch}.safetensors", weights)
         on_written(branch, weights)
+        del weights  # before those of the next branch are made
     if state.velocity:
         save_tensors({b.value: values for b, values in state.velocity.items()}, folder / VELOCITY)
     counts = {

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,20 @@ from dsan_model.metrics import ScoreCounts, score_counts
 from dsan_model.network import NetworkConfig, initial_state
 from dsan_model.protocol import BranchTraining
 from dsan_model.sampling import Branch
-from dsan_model.weights import flatten
+from dsan_model.weights import FlatWeights, flatten
 from server.run_state import (
     SUMS,
+    OnDemand,
     RoundRecord,
     RunState,
+    finish_round,
     is_sealed,
     load_newest,
     load_round_weights,
     prune_rounds,
     save_round,
     seal,
+    write_round,
 )
 
 US, SS = Branch.US, Branch.SS
@@ -131,6 +135,23 @@ def test_a_round_saved_again_replaces_the_one_before(tmp_path: Path) -> None:
     found = load_newest(tmp_path, STUDY)
     assert found is not None
     assert found.round == 2
+
+
+def test_the_weights_of_a_branch_are_forgotten_before_the_next_are_made(tmp_path: Path) -> None:
+    made: list[weakref.ref[FlatWeights]] = []
+
+    def make(branch: Branch) -> FlatWeights:
+        assert [ref for ref in made if ref() is not None] == []
+        weights = flatten(initial_state(TINY, 1))
+        made.append(weakref.ref(weights))
+        return weights
+
+    state = replace(next_round(UNTRAINED), weights=OnDemand((US, SS), make), velocity={})
+    written = write_round(tmp_path, state)
+    assert len(made) == 2
+    assert load_newest(tmp_path, STUDY) is None  # not yet a round
+    finish_round(tmp_path, state)
+    assert written.weights[SS].digest == flatten(initial_state(TINY, 1)).digest
 
 
 # ---- damage ----
