@@ -122,10 +122,10 @@ def _coded(compute: Callable[[], Result]) -> Result:
 
 def _write(out: Path, segmenter: Segmenter) -> None:
     def save() -> None:
-        partial = out.with_name(f".{out.name}.partial")
+        unfinished = out.with_name(f".{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_segmenter(partial, segmenter)
-        partial.replace(out)
+        save_segmenter(unfinished, segmenter)
+        unfinished.replace(out)
 
     _saved(save, out)
 

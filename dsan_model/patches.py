@@ -26,7 +26,7 @@ from dsan_model.vbnet import VBNet, VBNetConfig, dice_loss
 
 OUTSIDE = -1.0  # what lies beyond a scan: the lower end of the window
 WHOLE_VOXELS = 2**20  # as many as a patch of the full size has: what a site's memory holds anyway
-PROBABLE_FROM = (0.5, 0.3)  # lungs, infection; Dice of what is often missed is highest below one half
+PROBABLE_FROM = (0.5, 0.3)  # lungs, infection: Dice of what is often missed is highest below one half
 CENTRED_ON = (Structure.INFECTION, Structure.LUNGS, None)  # None: anywhere in the scan
 CENTRED_ON_SHARES = (0.5, 0.25, 0.25)
 
@@ -36,7 +36,10 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """The grid that VB-Net works on, its patches, its size; the defaults are for GPUs."""
+    """The grid that VB-Net works on, its patches, its size; the defaults are for GPUs.
+
+    Of these the paper states the spacing alone (IV-B, for scans and masks); patches are ours.
+    """
 
     spacing_mm_xyz: tuple[float, float, float] = PAPER_SPACING_MM_XYZ  # IV-B
     patch_dhw: Shape = (64, 128, 128)
