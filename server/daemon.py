@@ -219,8 +219,11 @@ class _Daemon:
         pid, version = self._supervisor.status()["nginx"].pid, self._tls_version()
         if pid is not None:
             os.kill(pid, signal.SIGHUP)
-            self._console.read_certificate()
             self._tls_seen = version
+            try:
+                self._console.read_certificate()
+            except OSError as error:  # a key and a certificate that do not belong together
+                self._complain(error)
             log.info("certificates and the list of revoked ones are read again")
 
     def _tls_version(self) -> tuple[int, ...]:
