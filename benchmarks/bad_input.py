@@ -166,7 +166,20 @@ def mask_kinds() -> Iterator[Kind]:
     yield Kind("mask", "one scan under two names", "IMAGE-COPY", _copy, "warning")
     sound = chest()
     yield _of_chest("the lungs mirrored", "IMAGE-LUNG-MIRRORED", lung=sound.lung[:, :, ::-1])
-    yield _of_chest("the body for the lungs", "IMAGE-LUNG-MISFIT", lung=(sound.hu > -200).astype(np.uint8))
+    body = sound.lung | (sound.hu > -200)
+    yield _of_chest("tissue for the lungs", "IMAGE-LUNG-MISFIT", lung=body - sound.lung)
+    yield _of_chest("the body for the lungs", "IMAGE-LUNG-TOO-LARGE", lung=body)
+    yield _of_chest("everything for the lungs", "IMAGE-LUNG-TOO-LARGE", lung=np.ones_like(body))
+    for name, kept in (("the lower half", slice(20)), ("every other slice", slice(None, None, 2))):
+        lung = np.zeros_like(sound.lung)
+        lung[kept] = sound.lung[kept]
+        yield _of_chest(f"{name} of the lungs", "IMAGE-LUNG-PART", "warning", lung=lung)
+    yield _of_chest("the lungs for the infection", "IMAGE-INFECTION-IS-LUNG", infection=sound.lung)
+    both = sound.lung + sound.infection
+    yield _of_chest("both masks in one file", "IMAGE-INFECTION-IS-LUNG", lung=both, infection=both)
+    yield _of_chest(
+        "both columns swapped", "IMAGE-INFECTION-IS-LUNG", lung=sound.infection, infection=sound.lung
+    )
     yield _of_chest(
         "another patient's lungs", "IMAGE-LUNG-MISFIT", "warning", lung=np.roll(sound.lung, (9, 5), (0, 1))
     )

@@ -9,6 +9,7 @@ from client.cohort import CohortCase
 from client.content_digests import ContentDigest, content_digest
 from client.findings import Finding, FindingError
 from client.images import read_ct
+from client.lung_audit import nothing_left
 from client.masks import MaskSource, case_masks, mask_source
 from client.segmentation_store import write_scan
 from client.site import SegmentationTable
@@ -105,8 +106,7 @@ def _make(job: Job, source: MaskSource, path: Path) -> StoredCase:
     prepared = prepare_case(ct, masks.lung, masks.infection, job.recipe)
     if not prepared.lung_DHW.any():
         message = f"nothing is left of {prepared.lung_volume_ml:.3g} ml of lung on the prepared grid"
-        fix = "Segment the lungs again, or leave the case out."
-        raise FindingError(Finding("IMAGE-LUNG-TINY", "error", "lung mask", message, fix, job.case.case_id))
+        raise nothing_left(message, job.case.case_id)
     write_sketch(path, sketch_case(ct, masks.lung, masks.infection))  # first: what has a volume has a sketch
     return write_volume(path, prepared, job.recipe, source.names, (*of_scan, *masks.findings))
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from client.lung_audit import lps_view
+from client.lung_sample import lps_view
 from client.volume_store import write_atomically
 
 WIDTH_PX = 210

@@ -15,6 +15,7 @@ import typer
 
 from client.finding_table import EXIT_BAD_DATA, EXIT_FAILED, exit_code, findings_text
 from client.findings import Finding, FindingError
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 from dsan_daemon.commands import command_line
 
 # Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
@@ -312,7 +313,9 @@ def diagnose(
     precision: Annotated[
         PrecisionName, typer.Option(help="auto: bfloat16 at full size on a CPU that has it.")
     ] = PrecisionName.AUTO,
-    max_slice_thickness: Annotated[float, typer.Option(min=0.1, max=50, help="In mm.")] = 5.0,
+    max_slice_thickness: Annotated[
+        float, typer.Option(min=0.1, max=50, help="In mm.")
+    ] = MAX_SLICE_THICKNESS_MM,
     as_json: AsJson = False,
 ) -> None:
     """P(COVID-19) of scans by a published model, with the picture of where it looked. For research only.

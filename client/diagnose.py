@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from client.findings import Finding, FindingError
-from client.images import check_masks, read_ct, read_mask
-from client.mask_names import GIVEN
-from client.masks import audit_fit
+from client.images import check_masks, read_ct
+from client.lung_audit import nothing_left
+from client.masks import audit_fit, both_masks
 from client.model_package import ModelPackage, read_model_package
-from client.segmentation import Segmentation, estimate_infection, segment_lungs
-from client.vbnet_masks import segment_by_vbnet
+from client.segmentation import Segmentation
+from client.site import SegmentationTable
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 from dsan_model.ensemble import BAND, ensemble_probability
 from dsan_model.explain import Panel
 from dsan_model.network import AttentionResNet, NetworkOutput, attention_feature_map, attention_map
@@ -59,7 +60,7 @@ class Scan:
     image: Path
     lung_mask: Path | None = None
     infection_mask: Path | None = None
-    max_slice_thickness_mm: float = 5.0
+    max_slice_thickness_mm: float = MAX_SLICE_THICKNESS_MM
     vbnet: Path | None = None  # weights that segment instead of the built-in method
 
 
@@ -196,22 +197,17 @@ def _diagnose(model: Model, scan: Scan) -> Diagnosis:
 
 
 def _masks(scan: Scan, ct: sitk.Image) -> tuple[Segmentation, Segmentation]:
-    by_vbnet = segment_by_vbnet(ct, scan.vbnet) if scan.vbnet is not None else None
-    if scan.lung_mask is None:
-        lung = segment_lungs(ct) if by_vbnet is None else by_vbnet[0]
-    else:
-        lung = Segmentation(read_mask(scan.lung_mask, ct, None, "lung mask"), GIVEN, ())
-    if scan.infection_mask is None:
-        return lung, estimate_infection(ct, lung.mask) if by_vbnet is None else by_vbnet[1]
-    return lung, Segmentation(read_mask(scan.infection_mask, ct, None, "infection mask"), GIVEN, ())
+    chosen = SegmentationTable(lungs="classical", infection="crude")
+    if scan.vbnet is not None:
+        chosen = SegmentationTable(lungs="vbnet", infection="vbnet", weights=str(scan.vbnet))
+    return both_masks(scan.lung_mask, scan.infection_mask, chosen, ct)
 
 
 def _prepared(model: Model, ct: sitk.Image, lung: sitk.Image, infection: sitk.Image) -> PreparedCase:
     prepared = prepare_case(ct, lung, infection, model.package.recipe)
     if not prepared.lung_DHW.any():
         message = f"nothing is left of {prepared.lung_volume_ml:.3g} ml of lung on the prepared grid"
-        fix = "Give a mask of the whole lungs."
-        raise FindingError(Finding("IMAGE-LUNG-TINY", "error", "lung mask", message, fix))
+        raise nothing_left(message)
     return prepared
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from client.dicom_audit import MAX_SLICE_THICKNESS_MM, audit_series
+from client.dicom_audit import audit_series
 from client.dicom_findings import error
 from client.dicom_folder import read_headers
 from client.dicom_geometry import Stack, stack_slices
@@ -21,6 +21,7 @@ from client.dicom_header import SliceHeader
 from client.dicom_values import plausibility_findings
 from client.findings import Finding, FindingError
 from client.image_memory import new_image
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 
 Slice = npt.NDArray[Any]  # of integers or floats, as the file and its calibration ask for
 

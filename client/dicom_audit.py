@@ -19,9 +19,8 @@ from client.dicom_geometry import (
 from client.dicom_header import SliceHeader
 from client.dicom_values import calibration_findings, format_findings
 from client.findings import Finding
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM, PAPER_THICKNESS_MM, PAPERS_ARE
 
-PAPER_THICKNESS_MM = 1.5  # IV-A: 0.625 to 1.5 mm
-MAX_SLICE_THICKNESS_MM = 5.0
 MIN_SLICES = 8
 
 _ESSENTIAL = (
@@ -173,12 +172,12 @@ def _thickness_findings(stack: Stack, max_slice_thickness_mm: float) -> list[Fin
     found = f"slices are {thick} and {stack.spacing_mm:.2f} mm apart"
     findings = []
     if widest_mm > max_slice_thickness_mm + 0.01:
-        message = f"{found}; at most {max_slice_thickness_mm:g} mm is taken, the paper's are 0.625 to 1.5 mm"
+        message = f"{found}; at most {max_slice_thickness_mm:g} mm is taken, {PAPERS_ARE}"
         fix = "Use a thinner reconstruction, or raise the limit in site.toml and say so in the study."
         findings.append(error("DICOM-THICKNESS", where, message, fix))
     elif widest_mm > PAPER_THICKNESS_MM + 0.01:
         fix = "Use a thinner reconstruction if there is one."
-        findings.append(warning("DICOM-THICKNESS", where, f"{found}; the paper's are 0.625 to 1.5 mm", fix))
+        findings.append(warning("DICOM-THICKNESS", where, f"{found}; {PAPERS_ARE}", fix))
     if 0 < thickness_mm < stack.spacing_mm - max(MAX_POSITION_ERROR_MM, 0.1 * stack.spacing_mm):
         fix = "Use a contiguous reconstruction if there is one."
         findings.append(warning("DICOM-SAMPLING", where, f"{found}: tissue between was not imaged", fix))

@@ -9,10 +9,14 @@ and a header may name any file of the machine as its pixels.
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
 from client.findings import Finding, FindingError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 TEXT_HEADER_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+MAX_PLACE_MM = 100_000.0  # of the first voxel from the scanner's middle; a scanner measures less than 10 m
 FIX_RESTORE = "Export or copy the file again."
 
 _LONGEST_TEXT_HEADER_BYTES = 1 << 16
@@ -60,8 +64,25 @@ def first_bytes(file: ImageFile) -> bytes:
         raise file.error(
             "IMAGE-LFS-POINTER", "this is a git-lfs pointer, not the image", "Run `git lfs pull`."
         )
+    is_dicom = start[128:132] == b"DICM" or file.path.suffix.lower() in (".dcm", ".ima")
+    if is_dicom and file.role != "scan":
+        raise _dicom_mask(file)
     if not file.suffix:
         known = ", ".join((*NIFTI_SUFFIXES, *TEXT_HEADER_SUFFIXES))
         message = f"the format is not known; known are {known} and a folder of DICOM files"
-        raise file.error("IMAGE-FORMAT", message, "Convert the file, or name the folder of the DICOM series.")
+        is_scan = file.role == "scan"
+        fix = "Convert the file, or name the folder of the DICOM series." if is_scan else "Convert the file."
+        raise file.error("IMAGE-FORMAT", message if is_scan else f"{message} for scans", fix)
     return start
+
+
+def _dicom_mask(file: ImageFile) -> FindingError:
+    try:
+        modality = str(dcmread(file.path, specific_tags=["Modality"], stop_before_pixels=True).Modality)
+    except (InvalidDicomError, OSError, AttributeError, ValueError):
+        modality = "unknown"
+    message = f"it is a DICOM file of modality {modality}; masks are read as NIfTI, NRRD or MetaImage"
+    fix = "Convert it to NIfTI on the grid of its scan: a SEG with dcmqi's segimage2itkimage or highdicom."
+    if modality == "RTSTRUCT":
+        fix = "Convert its contours to a NIfTI mask on the grid of the scan, with plastimatch or 3D Slicer."
+    return file.error("IMAGE-MASK-DICOM", message, fix)

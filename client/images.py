@@ -18,14 +18,16 @@ import SimpleITK as sitk
 from client.dicom import audit_dicom_folder, read_dicom_series
 from client.dicom_values import MAX_VOXELS, Volume, plausibility_findings
 from client.findings import Finding, FindingError
-from client.image_files import NIFTI_SUFFIXES, ImageFile
+from client.image_files import FIX_RESTORE, MAX_PLACE_MM, NIFTI_SUFFIXES, ImageFile
 from client.nifti_files import NiftiHeader, read_nifti_header, read_nifti_image
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM, PAPER_THICKNESS_MM, PAPERS_ARE
 from client.text_header_files import TextHeader, check_packed_pixels, read_text_header
 
-MAX_SLICE_THICKNESS_MM = 5.0
-PAPER_SLICE_THICKNESS_MM = 1.5
 EXTENT_MM = (30.0, 2000.0)  # of every axis: less is no chest, more no scanner
+MAX_BYTES = 2 * MAX_VOXELS  # of voxels: int16 is what a scanner gives
+MOST_UNPACKED = 1032  # bytes that one byte of deflate can hold
 SAME_GRID_WITHIN_VOXELS = 0.25  # half a voxel is the commonest real error, a hundredth common rounding
+SAME_PLACE_WITHIN_MM = 1.0  # by both transforms of a NIfTI; a quaternion is rounded to 0.3 mm in a chest
 MAX_INFECTION_OUTSIDE_LUNG = 0.5
 
 Header = NiftiHeader | TextHeader
@@ -98,6 +100,13 @@ def read_mask(path: Path, ct: sitk.Image, case_id: str | None, role: str = "mask
     return mask
 
 
+def mask_labels(path: Path) -> tuple[int, ...]:
+    """The values above 0 of a mask that `read_mask` has taken."""
+    file = ImageFile(path, "mask", None)
+    slices = sitk.GetArrayViewFromImage(_pixels(file, *_headers(file)))
+    return tuple(sorted({int(value) for slice_HW in slices for value in np.unique(slice_HW) if value > 0}))
+
+
 def check_masks(lung: sitk.Image, infection: sitk.Image, case_id: str | None) -> tuple[Finding, ...]:
     """Warnings about a case's two masks (uint8, one grid); raises FindingError for an empty lung mask.
 
@@ -139,6 +148,8 @@ def _headers(file: ImageFile) -> tuple[Header, sitk.ImageFileReader]:
     """Our look at the file and SimpleITK's, both judged; no pixel is read."""
     is_nifti = file.suffix in NIFTI_SUFFIXES
     header = read_nifti_header(file) if is_nifti else read_text_header(file)
+    if isinstance(header, NiftiHeader):
+        _check_matrix(file, header)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(next(io for suffix, io in _IMAGE_IO.items() if file.suffix.startswith(suffix)))
     reader.SetFileName(str(file.path))
@@ -149,7 +160,17 @@ def _headers(file: ImageFile) -> tuple[Header, sitk.ImageFileReader]:
             raise _refused(file, error) from None
     _check_grid(file, reader)
     _check_geometry(file, header, reader)
+    _check_bytes(file, header, reader)
     return header, reader
+
+
+def _check_matrix(file: ImageFile, header: NiftiHeader) -> None:
+    """Before SimpleITK looks: a matrix without an inverse makes its algebra write to standard error."""
+    sides_mm = header.sform_spacing_mm_xyz
+    if header.sform_mm is not None and sides_mm is not None and min(sides_mm) > 0:
+        _check_orthonormal(file, header.sform_mm[:, :3] / sides_mm)
+    elif header.sform_mm is not None:
+        raise _not_orthonormal(file, header.sform_mm[:, :3])
 
 
 def _check_grid(file: ImageFile, reader: sitk.ImageFileReader) -> None:
@@ -175,14 +196,65 @@ def _check_geometry(file: ImageFile, header: Header, reader: sitk.ImageFileReade
         if not np.allclose(declared_mm, spacing_mm, rtol=0.01):
             message = f"the header contradicts itself: spacing {_mm(spacing_mm)} and {_mm(declared_mm)}"
             raise file.error("IMAGE-SPACING", message, _FIX_EXPORT)
-    axes = np.reshape(reader.GetDirection(), (3, 3))
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        message = f"the directions of its axes, {np.round(axes, 3).tolist()}, are not orthonormal"
-        raise file.error("IMAGE-DIRECTION", message, _FIX_EXPORT)
+    _check_orthonormal(file, np.reshape(reader.GetDirection(), (3, 3)))
+    if not (np.abs(reader.GetOrigin()) <= MAX_PLACE_MM).all():
+        place = ", ".join(f"{place_mm:g}" for place_mm in reader.GetOrigin())
+        raise file.error("IMAGE-HEADER", f"its first voxel lies at ({place}) mm", _FIX_EXPORT)
+    _check_transforms(file, header, reader)
     extent_mm = spacing_mm * reader.GetSize()
     if extent_mm.min() < EXTENT_MM[0] or extent_mm.max() > EXTENT_MM[1]:
         message = f"it measures {_mm(extent_mm)}; a chest is {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm a side"
         raise file.error("IMAGE-EXTENT", message, "Check the spacing in the header (in mm).")
+
+
+def _check_orthonormal(file: ImageFile, axes: npt.NDArray[np.float64]) -> None:
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise _not_orthonormal(file, axes)
+
+
+def _not_orthonormal(file: ImageFile, axes: npt.NDArray[np.float64]) -> FindingError:
+    message = f"the directions of its axes, {np.round(axes, 3).tolist()}, are not orthonormal"
+    return file.error("IMAGE-DIRECTION", message, _FIX_EXPORT)
+
+
+def _check_transforms(file: ImageFile, header: Header, reader: sitk.ImageFileReader) -> None:
+    """A NIfTI may say twice where it lies; programs differ in which they believe."""
+    if not isinstance(header, NiftiHeader) or header.qform_mm is None or header.sform_mm is None:
+        return
+    corners = np.array([(*corner, 1) for corner in product(*[(0, size - 1) for size in reader.GetSize()])])
+    apart_mm = np.linalg.norm(corners @ (header.qform_mm - header.sform_mm).T, axis=1).max()
+    if apart_mm > SAME_PLACE_WITHIN_MM:
+        message = f"its qform and its sform put a corner {apart_mm:.4g} mm apart: it lies in two places"
+        fix = "Convert the file again from DICOM, or give both transforms the right values."
+        raise file.error("IMAGE-TRANSFORMS", message, fix)
+
+
+def _check_bytes(file: ImageFile, header: Header, reader: sitk.ImageFileReader) -> None:
+    """The bytes that the header declares against a limit and against the file, before memory is taken."""
+    n_bytes = int(np.prod(reader.GetSize(), dtype=np.int64)) * _voxel_bytes(header, reader)
+    if n_bytes > MAX_BYTES:
+        message = f"the header declares {n_bytes} bytes of voxels; at most {MAX_BYTES} are read"
+        raise file.error("IMAGE-SIZE", message, "Write the file with 16 bits a voxel, a mask with 8.")
+    if isinstance(header, NiftiHeader):
+        is_packed, is_raw = file.suffix == ".nii.gz", file.suffix == ".nii"
+        n_there = file.path.stat().st_size - (header.first_voxel_at if is_raw else 0)
+    else:
+        is_packed, is_raw = header.packing == "deflated", header.packing == "raw"
+        n_there = header.pixel_file.stat().st_size - header.pixels_at
+    if is_raw and n_bytes > n_there:
+        message = f"its voxels end after {max(0, n_there)} of {n_bytes} bytes"
+        raise file.error("IMAGE-TRUNCATED", message, FIX_RESTORE)
+    if is_packed and n_bytes > MOST_UNPACKED * n_there:
+        message = f"{n_there} packed bytes cannot hold the {n_bytes} that its header declares"
+        raise file.error("IMAGE-TRUNCATED", message, FIX_RESTORE)
+
+
+def _voxel_bytes(header: Header, reader: sitk.ImageFileReader) -> int:
+    """In the file; SimpleITK names the type that a scaled NIfTI would become."""
+    if isinstance(header, NiftiHeader) and header.dtype is not None:
+        return header.dtype.itemsize
+    n_bytes: int = sitk.Image([1] * 3, reader.GetPixelID()).GetSizeOfPixelComponent()
+    return n_bytes
 
 
 def _declared_spacings(header: Header) -> list[tuple[float, float, float]]:
@@ -210,10 +282,10 @@ def _thickness_findings(
     found = f"the slices are {thickness_mm:.2f} mm apart"
     fix = "Use a thinner reconstruction of the same scan."
     if thickness_mm > max_slice_thickness_mm + 0.01:
-        message = f"{found}; at most {max_slice_thickness_mm:g} mm is taken, the paper's are 0.625 to 1.5 mm"
+        message = f"{found}; at most {max_slice_thickness_mm:g} mm is taken, {PAPERS_ARE}"
         raise file.error("IMAGE-THICKNESS", message, fix)
-    if thickness_mm > PAPER_SLICE_THICKNESS_MM + 0.01:
-        return [file.warning("IMAGE-THICKNESS", f"{found}; the paper's are 0.625 to 1.5 mm", fix)]
+    if thickness_mm > PAPER_THICKNESS_MM + 0.01:
+        return [file.warning("IMAGE-THICKNESS", f"{found}; {PAPERS_ARE}", fix)]
     return []
 
 
@@ -262,7 +334,7 @@ def _check_values(file: ImageFile, ct_DHW: Volume) -> None:
         message = f"its values are {low:g} to {high:g}, as in a mask or a picture"
         raise file.error("IMAGE-MASK-AS-CT", message, "Name the scan in column image, the mask in its own.")
     for finding in plausibility_findings(ct_DHW):
-        raise file.error("IMAGE-HU", finding.message, f"{finding.fix}.")
+        raise file.error("IMAGE-HU", finding.message, finding.fix)
 
 
 def _is_whole(values: npt.NDArray[np.generic]) -> bool:

@@ -13,7 +13,8 @@ from client import segmentation
 from client.cohort import CohortCase
 from client.findings import Finding, FindingError
 from client.images import check_masks, read_mask
-from client.lung_audit import audit_given_infection, audit_given_lungs
+from client.infection_audit import audit_infection
+from client.lung_audit import audit_lungs
 from client.lungmask_segmenter import lungmask_name, segment_with_lungmask
 from client.mask_names import GIVEN, MaskNames
 from client.segmentation import Segmentation, estimate_infection, segment_lungs
@@ -74,12 +75,40 @@ def names_without_files(chosen: SegmentationTable) -> MaskNames:
 
 def case_masks(case: CohortCase, source: MaskSource, ct: sitk.Image) -> CaseMasks:
     """The masks of one case on the grid of its scan. Raises FindingError with an IMAGE- or SEG- code."""
-    by_vbnet = _by_vbnet(case, source, ct)
-    lung = _lung(case, source, ct, by_vbnet)
-    infection = _infection(case, source, ct, lung.mask, by_vbnet)
+    files = (source.lung_file, source.infection_file)
+    lung, infection = both_masks(*files, source.chosen, ct, case.case_id)
     findings = check_masks(lung.mask, infection.mask, case.case_id)
     of_fit = audit_fit(ct, lung, infection, case.case_id)
     return CaseMasks(lung.mask, infection.mask, (*lung.findings, *infection.findings, *findings, *of_fit))
+
+
+def both_masks(
+    lung_file: Path | None,
+    infection_file: Path | None,
+    chosen: SegmentationTable,
+    ct: sitk.Image,
+    case_id: str | None = None,
+) -> tuple[Segmentation, Segmentation]:
+    """Lungs and infection on the grid of a scan: each from its file, or by the method chosen without one.
+
+    VB-Net makes both in one pass, and none if both are given. Raises FindingError with an IMAGE-, SEG- or
+    VBNET- code.
+    """
+    makes_lungs = chosen.lungs if lung_file is None else GIVEN
+    makes_infection = chosen.infection if infection_file is None else GIVEN
+    if VBNET in (makes_lungs, makes_infection):
+        vbnet_lung, vbnet_infection = segment_by_vbnet(ct, Path(chosen.weights), case_id)
+    if lung_file is not None:
+        lung = _given(lung_file, ct, case_id, "lung mask")
+    elif makes_lungs == VBNET:
+        lung = vbnet_lung
+    elif makes_lungs == LUNGMASK:
+        lung = segment_with_lungmask(ct, Path(chosen.lungmask_weights), case_id)
+    else:
+        lung = segment_lungs(ct, case_id)
+    if infection_file is not None:
+        return lung, _given(infection_file, ct, case_id, "infection mask")
+    return lung, vbnet_infection if makes_infection == VBNET else estimate_infection(ct, lung.mask, case_id)
 
 
 def audit_fit(
@@ -89,42 +118,15 @@ def audit_fit(
 
     The classical lungs were audited when they were made.
     """
-    of_lung = audit_given_lungs(ct, lung.mask, case_id) if lung.source != segmentation.LUNGS else ()
+    is_audited = lung.source == segmentation.LUNGS
+    of_lung = audit_lungs(ct, lung.mask, lung.source, case_id) if not is_audited else ()
     if infection.source != GIVEN:
         return of_lung
-    return (*of_lung, *audit_given_infection(ct, lung.mask, infection.mask, case_id))
+    return (*of_lung, *audit_infection(ct, lung.mask, infection.mask, infection.file, case_id))
 
 
-_Both = tuple[Segmentation, Segmentation]
-
-
-def _by_vbnet(case: CohortCase, source: MaskSource, ct: sitk.Image) -> _Both | None:
-    """Both masks in one pass through the network, if one of them is wanted of it."""
-    needs_lungs = source.lung_file is None and source.chosen.lungs == VBNET
-    needs_infection = source.infection_file is None and source.chosen.infection == VBNET
-    if not (needs_lungs or needs_infection):
-        return None
-    return segment_by_vbnet(ct, Path(source.chosen.weights), case.case_id)
-
-
-def _lung(case: CohortCase, source: MaskSource, ct: sitk.Image, by_vbnet: _Both | None) -> Segmentation:
-    if source.lung_file is None:
-        if by_vbnet is not None and source.chosen.lungs == VBNET:
-            return by_vbnet[0]
-        if source.chosen.lungs == LUNGMASK:
-            return segment_with_lungmask(ct, Path(source.chosen.lungmask_weights), case.case_id)
-        return segment_lungs(ct, case.case_id)
-    return Segmentation(read_mask(source.lung_file, ct, case.case_id, "lung mask"), GIVEN, ())
-
-
-def _infection(
-    case: CohortCase, source: MaskSource, ct: sitk.Image, lung: sitk.Image, by_vbnet: _Both | None
-) -> Segmentation:
-    if source.infection_file is None:
-        if by_vbnet is not None and source.chosen.infection == VBNET:
-            return by_vbnet[1]
-        return estimate_infection(ct, lung, case.case_id)
-    return Segmentation(read_mask(source.infection_file, ct, case.case_id, "infection mask"), GIVEN, ())
+def _given(file: Path, ct: sitk.Image, case_id: str | None, role: str) -> Segmentation:
+    return Segmentation(read_mask(file, ct, case_id, role), GIVEN, (), file)
 
 
 def _no_mask(case: CohortCase, column: str, setting: str) -> FindingError:

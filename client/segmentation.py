@@ -10,6 +10,7 @@ are not comparable.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from client.findings import Finding, FindingError
-from client.lung_audit import AIR_BELOW_HU, MIN_LUNG_SHARE, cut_findings, one_lung_findings
+from client.lung_audit import MIN_LUNG_SHARE, cut_findings, one_lung_findings
+from client.lung_sample import AIR_BELOW_HU
 
 LUNGS = "classical-1"
 INFECTION = "crude-1"
@@ -55,6 +57,7 @@ class Segmentation:
     mask: sitk.Image
     source: str  # method and version
     findings: tuple[Finding, ...]  # warnings
+    file: Path | None = None  # of a given mask
 
 
 def segment_lungs(ct: sitk.Image, case_id: str | None = None) -> Segmentation:

@@ -14,7 +14,8 @@ import SimpleITK as sitk
 import torch
 from safetensors import safe_open
 
-from client.findings import Finding, FindingError
+from client.findings import Finding
+from client.lung_audit import nothing_left
 from client.mask_names import MaskNames
 from client.masks import CaseMasks
 from client.volume_store import StoredCase, Tensors, write_case_file
@@ -44,8 +45,7 @@ def write_scan(
     lung_volume_ml = _volume_ml(masks.lung)
     if not mask_SDHW[0].any():
         message = f"nothing is left of {lung_volume_ml:.3g} ml of lung at {recipe.spacing_mm_xyz} mm"
-        fix = "Segment the lungs again, or leave the case out."
-        raise FindingError(Finding("IMAGE-LUNG-TINY", "error", "lung mask", message, fix))
+        raise nothing_left(message)
     labels_DHW = (
         mask_SDHW.view(np.uint8) << np.arange(len(STRUCTURES), dtype=np.uint8)[:, None, None, None]
     ).sum(0)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
-from client.dicom_audit import PAPER_THICKNESS_MM
 from client.dicom_identity import ScanFacts
 from client.findings import Finding
+from client.slice_thickness import PAPER_THICKNESS_MM
 
 COMPLETE_SHARE, CHEST_MM = 0.9, 300.0
 _CHEST = re.compile("CHEST|THORAX|LUNG|WHOLE|TORSO")

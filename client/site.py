@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from client.findings import Finding, FindingError
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 from dsan_model.configuration import Problem, Strict, load_toml, problems_of
 from dsan_model.preprocessing import Recipe
 from dsan_model.segmentation_grid import SegmentationRecipe
@@ -41,7 +42,7 @@ class MachineTable(Strict):
 class AuditTable(Strict):
     """[audit]: what is still accepted beyond the paper's protocol."""
 
-    max_slice_thickness_mm: Annotated[float, Field(gt=0, le=50)] = 5.0
+    max_slice_thickness_mm: Annotated[float, Field(gt=0, le=50)] = MAX_SLICE_THICKNESS_MM
 
 
 class SegmentationTable(Strict):

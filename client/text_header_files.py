@@ -4,6 +4,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from client.image_files import FIX_RESTORE, ImageFile, first_bytes
 
@@ -18,6 +19,8 @@ _NUMBERS = (
     *("spacings", "space directions", "space origin"),
 )
 
+Packing = Literal["raw", "deflated", "other"]  # other: as text, or by another method
+
 
 @dataclass(frozen=True)
 class TextHeader:
@@ -25,7 +28,8 @@ class TextHeader:
 
     is_oriented: bool  # it says where the axes point in the patient
     pixel_file: Path
-    packed_at: int | None  # where a compressed stream begins in `pixel_file`
+    pixels_at: int  # where they begin in `pixel_file`
+    packing: Packing
 
 
 def read_text_header(file: ImageFile) -> TextHeader:
@@ -43,12 +47,12 @@ def check_packed_pixels(file: ImageFile, header: TextHeader) -> None:
 
     Uncompressed pixels that are too short SimpleITK refuses by itself. Raises FindingError IMAGE-DAMAGED.
     """
-    if header.packed_at is None:
+    if header.packing != "deflated":
         return
     unpack = zlib.decompressobj(wbits=47)  # zlib (MetaImage) or gzip (NRRD)
     try:
         with header.pixel_file.open("rb") as stream:
-            stream.seek(header.packed_at)
+            stream.seek(header.pixels_at)
             while not unpack.eof:
                 packed = unpack.unconsumed_tail or stream.read(_CHUNK_BYTES)
                 if not packed and not unpack.flush() and not unpack.eof:
@@ -68,11 +72,12 @@ def _meta_header(file: ImageFile, start: bytes) -> TextHeader:
         raise file.error("IMAGE-SPACING", "its header has no ElementSpacing", _FIX_SPACING)
     pixels = fields["ElementDataFile"]
     is_local = pixels.upper() == "LOCAL"
-    is_packed = fields.get("CompressedData", "").lower() == "true"
+    is_packed, is_binary = (fields.get(key, "").lower() == "true" for key in ("CompressedData", "BinaryData"))
     return TextHeader(
         is_oriented=any(key in fields for key in ("TransformMatrix", "Orientation", "Rotation")),
         pixel_file=file.path if is_local else _beside(file, pixels),
-        packed_at=(lines.end() if is_local else 0) if is_packed else None,
+        pixels_at=lines.end() if is_local else 0,
+        packing="deflated" if is_packed else "raw" if is_binary else "other",
     )
 
 
@@ -89,11 +94,12 @@ def _nrrd_header(file: ImageFile, start: bytes) -> TextHeader:
         raise file.error("IMAGE-FORMAT", message, "Write the file again without such a skip.")
     pixels = fields.get("data file", fields.get("datafile"))
     pixels_at = lines.end() if lines and not pixels else 0
-    is_packed = fields.get("encoding", "").lower() in ("gzip", "gz")
+    packings: dict[str, Packing] = {"gzip": "deflated", "gz": "deflated", "raw": "raw"}
     return TextHeader(
         is_oriented=fields.get("space", "").lower() in _KNOWN_NRRD_SPACES and "space directions" in fields,
         pixel_file=_beside(file, pixels) if pixels else file.path,
-        packed_at=pixels_at if is_packed else None,
+        pixels_at=pixels_at,
+        packing=packings.get(fields.get("encoding", "").lower(), "other"),
     )
 
 

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from client.cohort import COLUMNS
-from client.images import MAX_SLICE_THICKNESS_MM
+from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 from client.volume_store import write_atomically
 from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Label

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 SHAPE_DHW = (26, 20, 24)
 SPACING_MM_XYZ = (3.0, 3.0, 1.25)
@@ -193,6 +195,8 @@ def damaged_packing(folder: Path, suffix: str) -> Path:
     return path
 
 
+_TINY_VOXELS: Fields = {76: ("4f", 1, 0.5, 0.5, 0.5), 252: ("2h", 1, 0)}
+
 BAD_NIFTI = (
     _nifti("a spacing of zero", "IMAGE-SPACING", "0 x 3 x 1.25 mm", {80: ("f", 0.0)}),
     _nifti("a negative spacing", "IMAGE-SPACING", "-3 x 3 x 1.25 mm", {80: ("f", -3.0)}),
@@ -207,6 +211,28 @@ BAD_NIFTI = (
         "contradicts itself",
         {252: ("2h", 0, 1), 80: ("3f", 2.0, 2.0, 1.25)},
     ),
+    *(
+        _nifti(f"{value:g} in its {field}", "IMAGE-HEADER", says, {252: ("2h", 1, 1), offset: ("f", value)})
+        for offset, field, says in (
+            (260, "quaternion", "is no rotation"),
+            (272, "qoffset", "its qoffset puts the first voxel at"),
+            (308, "srow offset", "its srow offset puts the first voxel at"),
+        )
+        for value in (NAN, float("inf"), 1e30)
+    ),
+    _nifti("NaN in its matrix", "IMAGE-HEADER", "srow matrix", {252: ("2h", 0, 1), 284: ("f", NAN)}),
+    _nifti(
+        "a matrix mirrored against its quaternion",
+        "IMAGE-TRANSFORMS",
+        "a corner 138 mm apart",
+        {252: ("2h", 1, 1), 280: ("4f", 3.0, 0.0, 0.0, 36.5)},
+    ),
+    _nifti(
+        "a matrix moved against its quaternion",
+        "IMAGE-TRANSFORMS",
+        "a corner 500 mm apart",
+        {252: ("2h", 1, 1), 324: ("f", 610.25)},
+    ),
     _nifti("a slope that is NaN", "IMAGE-HEADER", "slope nan", {112: ("f", NAN)}),
     _nifti("an infinite intercept", "IMAGE-HEADER", "intercept inf", {116: ("f", float("inf"))}),
     _nifti("a slope of a million", "IMAGE-HU", "not HU", {112: ("2f", 1e6, 0.0)}),
@@ -214,6 +240,18 @@ BAD_NIFTI = (
     _nifti("an intercept of 1024", "IMAGE-HU", "not HU", {112: ("2f", 1.0, 1024.0)}),
     _nifti("32000 voxels a side", "IMAGE-SIZE", "32000 x 32000 x 32000", {42: ("3h", 32000, 32000, 32000)}),
     _nifti("a slice more than it has", "IMAGE-TRUNCATED", "of 25920 bytes", {42: ("3h", 24, 20, 27)}),
+    _nifti(
+        "gigabytes declared by a small file",
+        "IMAGE-TRUNCATED",
+        "of 1258291200 bytes",
+        {42: ("3h", 512, 512, 600), 70: ("2h", 64, 64), **_TINY_VOXELS},
+    ),
+    _nifti(
+        "more bytes than are read",
+        "IMAGE-SIZE",
+        "8589934592 bytes of voxels; at most 3145728000",
+        {42: ("3h", 1024, 1024, 1024), 70: ("2h", 64, 64), **_TINY_VOXELS},
+    ),
     _nifti("two dimensions", "IMAGE-DIMENSION", "24 x 520", {40: ("4h", 2, 24, 520, 1)}),
     _nifti("four dimensions", "IMAGE-DIMENSION", "24 x 20 x 13 x 2", {40: ("5h", 4, 24, 20, 13, 2)}),
     _nifti("colours", "IMAGE-COLOUR", "3 values", {70: ("2h", 128, 24)}),
@@ -252,7 +290,9 @@ BAD_META = (
     _meta("a negative size", "IMAGE-SIZE", DimSize="24 -20 26"),
     _meta("no slices", "IMAGE-DIMENSION", DimSize="24 20 0"),
     _meta("one slice", "IMAGE-DIMENSION", DimSize="24 20 1"),
-    _meta("a slice more than it has", "IMAGE-UNREADABLE", DimSize="24 20 27"),
+    _meta("a slice more than it has", "IMAGE-TRUNCATED", DimSize="24 20 27"),
+    _meta("an origin of a light year", "IMAGE-HEADER", Offset="0 1e30 0"),
+    _meta("gigabytes declared by a small file", "IMAGE-TRUNCATED", DimSize="400 500 600"),
     _meta("an unknown type", "IMAGE-UNREADABLE", ElementType="MET_FOO"),
     _meta("8 bits", "IMAGE-8-BIT", ElementType="MET_UCHAR"),
     _meta("colours", "IMAGE-COLOUR", ElementNumberOfChannels="3"),
@@ -273,7 +313,7 @@ BAD_NRRD = (
     _nrrd("an origin that is NaN", "IMAGE-HEADER", {"space origin": "(nan,0,0)"}),
     _nrrd("sheared directions", "IMAGE-DIRECTION", {"space directions": "(3,1,0) (0,3,0) (0,0,1.25)"}),
     _nrrd("32000 voxels a side", "IMAGE-SIZE", {"sizes": "32000 32000 32000"}),
-    _nrrd("a slice more than it has", "IMAGE-UNREADABLE", {"sizes": "24 20 27"}),
+    _nrrd("a slice more than it has", "IMAGE-TRUNCATED", {"sizes": "24 20 27"}),
     _nrrd("8 bits", "IMAGE-8-BIT", {"type": "unsigned char"}),
     _nrrd("raw pixels called packed", "IMAGE-DAMAGED", {"encoding": "gzip"}),
     _nrrd("pixels of a system file", "IMAGE-DATA-FILE", {"data file": "/etc/passwd"}),
@@ -288,6 +328,16 @@ NO_IMAGES = (
     _bytes("a picture", "IMAGE-FORMAT", "ct.png", lambda _: b"\x89PNG"),
     _bytes("a DICOM file", "IMAGE-FORMAT", "IM0001.dcm", lambda _: b"\0" * 128 + b"DICM"),
     _bytes("a text called NIfTI", "IMAGE-FORMAT", "ct.nii", lambda _: b"hello" * 100),
+    _bytes("plain NIfTI called gzip", "IMAGE-FORMAT", "ct.nii.gz", lambda folder: _cut(folder, 99_999)),
+    _bytes("gzip called plain NIfTI", "IMAGE-FORMAT", "packed.nii", lambda folder: _packed(folder)),
+    _bytes(
+        "gigabytes declared by a small gzip",
+        "IMAGE-TRUNCATED",
+        "ct.nii.gz",
+        lambda folder: gzip.compress(
+            nifti(folder, {42: ("3h", 512, 512, 600), 70: ("2h", 64, 64), **_TINY_VOXELS}).read_bytes()[:352]
+        ),
+    ),
     _bytes("a text called gzip", "IMAGE-DAMAGED", "ct.nii.gz", lambda _: b"hello" * 100),
     _bytes("a text called NRRD", "IMAGE-FORMAT", "ct.nrrd", lambda _: b"hello" * 100),
     _bytes("a text called MetaImage", "IMAGE-FORMAT", "ct.mhd", lambda _: b"hello" * 100),
@@ -394,6 +444,16 @@ def _mask(name: str, code: str, change: Callable[[sitk.Image], sitk.Image], says
     )
 
 
+def dicom_mask(folder: Path, modality: str = "SEG") -> Path:
+    """A DICOM object with no more than says what it is."""
+    data = Dataset()
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.3", modality
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.save_as(folder / "lung.dcm", enforce_file_format=True)
+    return folder / "lung.dcm"
+
+
 def _labels(name: str, values: Callable[[], Array]) -> BadImage:
     return BadImage(name, "IMAGE-MASK-VALUES", lambda folder: written(folder, image(values()), "lung.nii.gz"))
 
@@ -404,6 +464,13 @@ BAD_MASKS = (  # lung masks of the sound scan, by themselves
     _mask("another spacing", "IMAGE-MASK-GEOMETRY", _respaced, "3 x 3 x 1.3 mm"),
     _mask("an axis turned in the header", "IMAGE-MASK-GEOMETRY", _turned, "axes [[-1.0"),
     _mask("axes swapped in the voxels", "IMAGE-MASK-GEOMETRY", _transposed, "20x24x26 voxels"),
+    BadImage("a DICOM segmentation", "IMAGE-MASK-DICOM", dicom_mask, "of modality SEG"),
+    BadImage(
+        "DICOM contours",
+        "IMAGE-MASK-DICOM",
+        lambda folder: dicom_mask(folder, "RTSTRUCT"),
+        "modality RTSTRUCT",
+    ),
     _labels("the scan itself", hu_array),
     _labels("probabilities", lambda: lung_array() * np.float32(0.7)),
     _labels("NaN for lung", lambda: np.where(lung_array(), np.float32(np.nan), np.float32(0))),

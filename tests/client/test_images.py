@@ -8,13 +8,16 @@ import pytest
 import SimpleITK as sitk
 from image_factory import (
     BAD_MASKS,
+    BAD_NIFTI,
     BAD_SCANS,
     META,
+    NAN,
     NRRD,
     SHAPE_DHW,
     SPACING_MM_XYZ,
     BadImage,
     damaged_packing,
+    dicom_mask,
     hu_array,
     image,
     infection_array,
@@ -25,7 +28,7 @@ from image_factory import (
 )
 
 from client.findings import Finding, FindingError
-from client.images import check_masks, read_ct, read_mask
+from client.images import audit_ct, audit_mask, check_masks, read_ct, read_mask
 from dsan_model.preprocessing import Recipe, prepare_case
 
 FORMATS = ("nii", "nii.gz", "nrrd", "mha", "mhd")
@@ -138,6 +141,8 @@ def test_a_bad_scan_is_refused_with_its_code(tmp_path: Path, bad: BadImage) -> N
     finding = refused(bad.write(tmp_path))
     assert (finding.code, finding.severity) == (bad.code, "error")
     assert bad.says in finding.message
+    assert finding.fix.endswith(".")
+    assert ".." not in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -199,6 +204,40 @@ def test_a_header_without_orientation_is_a_warning(
     assert (finding.code, finding.severity) == ("IMAGE-ORIENTATION", "warning")
 
 
+def test_transforms_that_agree_but_for_rounding_are_taken(tmp_path: Path) -> None:
+    """A half turn is where a quaternion of 32 bits is least exact."""
+    path = nifti(tmp_path, {252: ("2h", 1, 1), 256: ("3f", 0.0, 0.0, 0.99999994)})
+    assert read_ct(path, None)[1] == ()
+
+
+def test_a_transform_without_a_code_may_say_anything(tmp_path: Path) -> None:
+    assert read_ct(nifti(tmp_path, {252: ("2h", 1, 0), 280: ("4f", *[NAN] * 4)}), None)[1] == ()
+
+
+@pytest.mark.parametrize("bad", BAD_NIFTI, ids=lambda bad: bad.name)
+def test_nothing_but_the_finding_is_said_about_a_header(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: BadImage
+) -> None:
+    """SimpleITK's algebra writes matrices to standard error if it is asked to invert them."""
+    audit_ct(bad.write(tmp_path), None)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["gigabytes declared by a small file", "gigabytes declared by a small gzip"])
+def test_what_a_file_cannot_hold_is_found_by_its_header(tmp_path: Path, name: str) -> None:
+    for bad in (bad for bad in BAD_SCANS if name in bad.name):
+        (finding,) = audit_ct(bad.write(tmp_path), None)
+        assert finding.code == "IMAGE-TRUNCATED"
+
+
+def test_a_wrong_name_for_a_packing_is_told_with_the_right_one(tmp_path: Path) -> None:
+    plain = nifti(tmp_path, {}).read_bytes()
+    (tmp_path / "ct.nii.gz").write_bytes(plain)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
+    assert refused(tmp_path / "ct.nii.gz").fix == "Rename it to .nii."
+    assert refused(tmp_path / "packed.nii").fix == "Rename it to .nii.gz."
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "ct.nii.gz").code == "IMAGE-MISSING"
 
@@ -242,6 +281,16 @@ def test_a_bad_mask_is_refused_with_its_code(tmp_path: Path, bad: BadImage) -> N
     assert bad.says in its_grid
     if bad.code == "IMAGE-MASK-GEOMETRY":
         assert "24x20x26 voxels of 3 x 3 x 1.25 mm from (-36.5, -22, 110.2) mm" in the_scans
+
+
+@pytest.mark.parametrize(
+    ("modality", "program"), [("SEG", "dcmqi"), ("RTSTRUCT", "plastimatch")], ids=["SEG", "RTSTRUCT"]
+)
+def test_a_dicom_mask_is_told_how_to_become_a_nifti(tmp_path: Path, modality: str, program: str) -> None:
+    (finding,) = audit_mask(dicom_mask(tmp_path, modality), "0412", "lung mask")
+    assert (finding.code, finding.where) == ("IMAGE-MASK-DICOM", "lung mask lung.dcm")
+    assert program in finding.fix
+    assert "folder" not in finding.fix
 
 
 def test_rounding_in_a_header_is_no_other_geometry(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import SimpleITK as sitk
 
 from client.cohort import COLUMNS
 from client.findings import FindingError
+from client.masks import both_masks
 from client.preparation import load_prepared, prepare_cohort
-from client.site import SiteConfig, read_site
+from client.site import SegmentationTable, SiteConfig, read_site
 from client.volume_store import read_stored_case
 from dsan_model.cases import Label
 from simulation.phantoms import PhantomPlan, phantom
@@ -101,6 +102,25 @@ def test_a_study_is_not_run_on_masks_of_another_segmentation(home: Path) -> None
     prepare_cohort(site(home, CLASSICAL + CRUDE), workers=1)
     with pytest.raises(FindingError, match="PREPARE-MASKS-CHANGED"):
         load_prepared(site(home, ""))
+
+
+def test_one_file_of_two_labels_for_both_masks_is_told_as_such(home: Path) -> None:
+    lung, infection = (sitk.ReadImage(str(home / f"{name}.nii")) for name in ("lung", "infection"))
+    sitk.WriteImage(lung + infection, str(home / "both.nii"))
+    result = prepare_cohort(site(home, "", "both.nii", "both.nii"), workers=1)
+    (error,) = [finding for finding in result.findings if finding.severity == "error"]
+    assert (error.code, error.case_id) == ("IMAGE-INFECTION-IS-LUNG", "0412")
+    assert "its file holds the labels 1, 2" in error.message
+    assert "the label of the infection alone" in error.fix
+
+
+def test_no_network_is_loaded_where_both_masks_are_given(home: Path) -> None:
+    ct, *files = (home / f"{name}.nii" for name in ("ct", "lung", "infection"))
+    chosen = SegmentationTable(lungs="vbnet", infection="vbnet", weights=str(home / "none"))
+    lung, infection = both_masks(*files, chosen, sitk.ReadImage(str(ct)))
+    assert lung.source == infection.source == "given"
+    with pytest.raises(FindingError, match="VBNET-MISSING"):
+        both_masks(files[0], None, chosen, sitk.ReadImage(str(ct)))
 
 
 def test_an_unknown_segmentation_is_refused(home: Path) -> None:
