@@ -16,7 +16,7 @@ from client.findings import Finding, FindingError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 TEXT_HEADER_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-MAX_PLACE_MM = 100_000.0  # of the first voxel from the scanner's middle; a scanner measures less than 10 m
+MAX_PLACE_MM = 1_000_000.0  # of the first voxel from the scanner's middle; a scanner measures less than 10 m
 FIX_RESTORE = "Export or copy the file again."
 
 _LONGEST_TEXT_HEADER_BYTES = 1 << 16

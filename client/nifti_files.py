@@ -57,7 +57,8 @@ def read_nifti_header(file: ImageFile) -> NiftiHeader:
         message = f"the header says offset {offset}, slope {slope} and intercept {intercept} of the values"
         raise file.error("IMAGE-HEADER", message, "Write the file again with scl_slope 1 and scl_inter 0.")
     unit_mm = _MM_PER_UNIT.get(header[123] & 7, 1.0)
-    qform_mm = _qform(file, header, order, unit_mm) if qform > 0 else None
+    has_sides = bool(np.isfinite([x, y, z]).all())  # if not, that is the finding
+    qform_mm = _qform(file, header, order, unit_mm) if qform > 0 and has_sides else None
     sform_mm = _sform(file, header, order, unit_mm) if sform > 0 else None
     return NiftiHeader(
         dtype=np.dtype(f"{order}{_TYPES[datatype]}") if datatype in _TYPES else None,
