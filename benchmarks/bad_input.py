@@ -177,9 +177,7 @@ def mask_kinds() -> Iterator[Kind]:
     yield _of_chest("the lungs for the infection", "IMAGE-INFECTION-IS-LUNG", infection=sound.lung)
     both = sound.lung + sound.infection
     yield _of_chest("both masks in one file", "IMAGE-INFECTION-IS-LUNG", lung=both, infection=both)
-    yield _of_chest(
-        "both columns swapped", "IMAGE-INFECTION-IS-LUNG", lung=sound.infection, infection=sound.lung
-    )
+    yield _of_chest("both columns swapped", "IMAGE-LUNG-MISFIT", lung=sound.infection, infection=sound.lung)
     yield _of_chest(
         "another patient's lungs", "IMAGE-LUNG-MISFIT", "warning", lung=np.roll(sound.lung, (9, 5), (0, 1))
     )
