@@ -72,6 +72,7 @@ AFTER_ROUNDS = ("evaluating", "fitting")
 SITE, OTHER = "hospital-1", "hospital-2"
 ROUNDS = 8  # a kill in each of five, and some that go by while a site comes back
 POLL_S = 0.005
+LOOK_EVERY_S = 0.5  # at all processes of the machine
 PULL_S = 5.0  # how long a SuperNode is held to see whether a message comes meanwhile
 STEADY_S = 3.0  # the centre is back when it has been so for this long
 LONGEST_S = 900.0
@@ -198,7 +199,7 @@ class Row:
             if self.where == "site" and named_s is None and self._is_named():
                 named_s = time.monotonic() - began
             self.deployment.results.look()
-            time.sleep(0.1)
+            time.sleep(LOOK_EVERY_S)
         if self.where == "centre" and back_s is not None:
             back_s -= STEADY_S
         _say(f"{self.target} {phase}: at work after {in_seconds(back_s)}, named after {in_seconds(named_s)}")
