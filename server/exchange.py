@@ -196,7 +196,7 @@ class Exchange:
                 looked = now
                 self._look_after(waiting)
                 self._take_early(waiting[1:])
-                self._send_what_never_came(waiting)
+                self._send_what_was_lost(waiting)
                 continue
             pause = min(LONGEST_POLL_S, max(SHORTEST_POLL_S, POLL_SHARE * (now - began)))
             time.sleep(min(pause, deadline - now))
@@ -265,12 +265,12 @@ class Exchange:
             elif not asked.identifiers:
                 self._send_again(asked, "its message was lost")
 
-    def _send_what_never_came(self, waiting: list[_Asked[Answer]]) -> None:
-        """After all answers that are there were taken: who is idle and owes one has not got its message."""
+    def _send_what_was_lost(self, waiting: list[_Asked[Answer]]) -> None:
+        """After all answers that are there were taken: who is idle and owes one lost message or answer."""
         for asked in waiting:
             is_open = asked.outcome is None and asked.away_since is None
             if is_open and self._idle.has_lost(asked.site, asked.sent_at):
-                self._send_again(asked, "it has nothing to do, so its message never came")
+                self._send_again(asked, "it has nothing to do, so its message or answer was lost")
 
     def _find_moved(self, away: list[_Asked[Answer]]) -> None:
         """Give sites that are away the nodes that came since and are theirs.

@@ -1,8 +1,9 @@
-"""Sites that have nothing to do although their answer is awaited: the message to them was lost on its way.
+"""Sites that have nothing to do although their answer is awaited: message or answer was lost on its way.
 
 Flower hands a message out once. If the connection breaks at that moment (a proxy that dies, a cut line), the
-message counts as delivered and is never seen again, and nobody is told. SiteWatch tells: the site is there
-and idle. Without SiteWatch (a simulation) nothing is known here, and nothing is asked for again.
+message counts as delivered and is never seen again; an answer whose upload breaks off at the wrong moment is
+thrown away. Nobody is told. SiteWatch tells: the site is there and idle. Without SiteWatch (a simulation)
+nothing is known here, and nothing is asked for again.
 """
 
 import time
@@ -39,7 +40,7 @@ class IdleSites:
         self._since = {site: self._since.get(site, now) for site in idle}
 
     def has_lost(self, site: str, sent_at: float) -> bool:
-        """Whether a message that was sent then (unix seconds) never came to this site."""
+        """Whether a message that was sent to this site then (unix seconds), or its answer, is lost."""
         since = self._since.get(site)
         return since is not None and time.time() - max(since, sent_at) > IDLE_S
 

@@ -278,7 +278,9 @@ def watched(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_idle_site_whose_message_never_came_is_asked_again(watched: Callable[..., Hospitals]) -> None:
     hospitals = watched("idle")
     assert names(hospitals.ask()) == ["north"]
-    assert hospitals.events() == [("asked-again", "north: it has nothing to do, so its message never came")]
+    assert hospitals.events() == [
+        ("asked-again", "north: it has nothing to do, so its message or answer was lost")
+    ]
 
 
 def test_a_site_at_work_is_not_asked_again(watched: Callable[..., Hospitals]) -> None:
