@@ -104,10 +104,11 @@ def test_a_study_is_not_run_on_masks_of_another_segmentation(home: Path) -> None
         load_prepared(site(home, ""))
 
 
-def test_one_file_of_two_labels_for_both_masks_is_told_as_such(home: Path) -> None:
+def test_one_mask_of_two_labels_saved_for_both_columns_is_told_as_such(home: Path) -> None:
     lung, infection = (sitk.ReadImage(str(home / f"{name}.nii")) for name in ("lung", "infection"))
-    sitk.WriteImage(lung + infection, str(home / "both.nii"))
-    result = prepare_cohort(site(home, "", "both.nii", "both.nii"), workers=1)
+    for name in ("both.nii", "again.nii"):
+        sitk.WriteImage(lung + infection, str(home / name))
+    result = prepare_cohort(site(home, "", "both.nii", "again.nii"), workers=1)
     (error,) = [finding for finding in result.findings if finding.severity == "error"]
     assert (error.code, error.case_id) == ("IMAGE-INFECTION-IS-LUNG", "0412")
     assert "its file holds the labels 1, 2" in error.message
