@@ -13,7 +13,7 @@ from server.superlink import SuperLink
 from server.wishes import Attempt, Wish, end_wish, read_attempt, read_wishes, study_end, write_attempt
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
-STEADY_S = 600.0  # a run that lived this long begins again with the first pause
+STEADY_S = 600.0  # a run that lived this long, or finished a round, begins again with the first pause
 PENDING_S = 45.0  # a run that nobody took by then: the SuperExec is alive, and of no use
 DIED = "its process has ended"
 STOP_S = 60.0  # a study that should stop, and is still at work: its process hangs
@@ -94,7 +94,8 @@ class StudyKeeper:
         self._superlink.stop_run(run_id)
         self._forget(run_id)
         lived_s = time.time() - attempt.submitted_at
-        failures = 1 if lived_s > STEADY_S else attempt.failures + 1
+        is_getting_on = lived_s > STEADY_S or self._has_finished_a_round(wish, attempt.submitted_at)
+        failures = 1 if is_getting_on else attempt.failures + 1
         pause_s = min(FIRST_PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S)
         failed = Attempt(
             asked_at=wish.asked_at,
@@ -106,6 +107,12 @@ class StudyKeeper:
         log.error(
             "study %s: run %d ended without a result (%s); again in %.0f s", wish.run, run_id, reason, pause_s
         )
+
+    def _has_finished_a_round(self, wish: Wish, since: float) -> bool:
+        """Whether a round of the study, or of one of its parts, was written since then (unix seconds)."""
+        run, name = self._centre.run(wish.run), "[0-9]" * 4
+        rounds = (*run.glob(f"rounds/{name}"), *run.glob(f"parts/*/rounds/{name}"))
+        return any(folder.stat().st_mtime > since for folder in rounds)
 
     def _stop(self, wish: Wish, attempt: Attempt) -> None:
         if attempt.run_id is not None:

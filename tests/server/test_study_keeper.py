@@ -134,6 +134,23 @@ def test_a_run_that_ended_without_an_end_of_its_study_is_submitted_again_after_g
     assert pauses == pytest.approx([0.4, 0.8, 1.6], abs=0.3)
 
 
+def test_a_run_that_finished_a_round_is_submitted_again_after_the_first_pause(
+    centre: Centre, keeper: StudyKeeper, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.study_keeper, "FIRST_PAUSE_S", 0.2)
+    wish = make_wish(centre, "first", "running")
+    for finished in (1, 2):
+        keeper.tend()
+        (centre.run("first") / "rounds" / f"{finished:04d}").mkdir(parents=True)
+        found = run_id(centre)
+        assert found is not None
+        running.superlink.stop_run(found)
+        keeper.tend()
+        attempt = read_attempt(centre, wish)
+        assert attempt.failures == 1
+        time.sleep(max(0.0, attempt.next_try - time.time()))
+
+
 def test_a_process_that_died_is_noticed_by_its_lock(
     centre: Centre, keeper: StudyKeeper, running: Running
 ) -> None:
