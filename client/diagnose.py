@@ -3,6 +3,7 @@
 Axis letters: D H W the prepared grid, d h w the feature grid, B a batch of one.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from client.findings import Finding, FindingError
-from client.images import check_masks, read_ct
+from client.images import check_masks
 from client.lung_audit import nothing_left
 from client.masks import audit_fit, both_masks
 from client.model_package import ModelPackage, read_model_package
+from client.scan_series import SeriesVerdict, open_scan
 from client.segmentation import Segmentation
 from client.site import SegmentationTable
 from client.slice_thickness import MAX_SLICE_THICKNESS_MM
@@ -55,7 +57,7 @@ class Precision(StrEnum):
 
 @dataclass(frozen=True)
 class Scan:
-    """What to diagnose: a DICOM folder or an image file; masks that are None are segmented."""
+    """What to diagnose: a DICOM folder, a slice or an image file; masks that are None are segmented."""
 
     image: Path
     lung_mask: Path | None = None
@@ -86,7 +88,9 @@ class Diagnosis:
     mask_source: dict[str, str]  # "lung", "infection"
     findings: tuple[Finding, ...]  # warnings
     seconds: dict[str, float]
-    panel: Panel = field(repr=False)
+    scan_sha256: str  # of its voxels and where they lie: one scan, however its files are called
+    series: tuple[SeriesVerdict, ...]  # where one had to be chosen
+    panel: Panel = field(repr=False)  # its caption is the banner alone
 
     @property
     def is_inside_band(self) -> bool:
@@ -156,7 +160,9 @@ def forward(network: AttentionResNet, volume_DHW: Tensor, precision: Precision) 
 def _diagnose(model: Model, scan: Scan) -> Diagnosis:
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        ct, of_scan = read_ct(scan.image, None, scan.max_slice_thickness_mm)
+        opened = open_scan(scan.image, scan.max_slice_thickness_mm)
+        ct = opened.ct
+        scan_sha256 = _voxel_digest(ct)
     with _timed(seconds, "masks"):
         lung, infection = _masks(scan, ct)
         of_masks = check_masks(lung.mask, infection.mask, None) + audit_fit(ct, lung, infection, None)
@@ -183,17 +189,26 @@ def _diagnose(model: Model, scan: Scan) -> Diagnosis:
         prepared.lung_volume_ml,
         weights.w_inside if is_inside else weights.w_outside,
         {"lung": lung.source, "infection": infection.source},
-        (*of_scan, *lung.findings, *infection.findings, *of_masks),
+        (*opened.findings, *lung.findings, *infection.findings, *of_masks),
         seconds,
+        scan_sha256,
+        opened.series,
         Panel(
             picture_DHW,
             prepared.lung_DHW,
             prepared.infection_DHW,
             {PANEL_TITLES[branch]: maps[branch] for branch in PANEL_TITLES if branch in maps},
             prepared.spacing_mm_xyz,
-            f"{BANNER}\nP(COVID-19) {probability:.2f}: US {us:.2f}, SS {ss:.2f}; infection ratio {ratio:.3f}",
+            BANNER,
         ),
     )
+
+
+def _voxel_digest(ct: sitk.Image) -> str:
+    grid = (ct.GetSize(), ct.GetSpacing(), ct.GetOrigin(), ct.GetDirection())
+    digest = hashlib.sha256(str(grid).encode())
+    digest.update(sitk.GetArrayViewFromImage(ct).data)
+    return digest.hexdigest()
 
 
 def _masks(scan: Scan, ct: sitk.Image) -> tuple[Segmentation, Segmentation]:

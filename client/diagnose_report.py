@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import torch
 from client.diagnose import BANNER, Diagnosis, Model, Precision, Scan, diagnose, load_model
 from client.finding_table import findings_text
 from client.findings import Finding, FindingError
+from client.image_files import ImageFile
 from client.volume_store import write_atomically
+from dsan_daemon.files import PRIVATE
 from dsan_model.ensemble import BAND
 from dsan_model.explain import draw_panel
 from dsan_model.preprocessing import PAPER_SHAPE_DHW
+from dsan_model.sampling import Branch
 
 RESULT_FORMAT = 1
 RESULT, PANEL = "result.json", "panel.png"
+LONGEST_NAME = 80  # in the caption of a picture
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,26 @@ def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str
     say(f"[{sum(before_s.values()):6.1f} s] model of study {model.package.study} loaded, {model.precision}")
     lines, results, errors = [BANNER], [], []
     folders = output_folders([scan.image for scan in request.scans], request.out)
-    for scan, folder in zip(request.scans, folders, strict=True):
+    n_done = 0
+    for scan, wanted in zip(request.scans, folders, strict=True):
         try:
             diagnosis = diagnose(model, scan)
         except FindingError as error:
-            finding = replace(error.finding, case_id=folder.name if len(folders) > 1 else None)
+            finding = replace(error.finding, case_id=wanted.name if len(folders) > 1 else None)
             errors.append(finding)
             results.append({"input": str(scan.image), "error": asdict(finding)})
             lines.append(findings_text([finding]))
             continue
+        folder = free_folder(wanted, folders, diagnosis.scan_sha256)
+        for verdict in diagnosis.series:
+            say(f"{folder.name}: {verdict}")
         results.append(write_diagnosis(folder, scan.image, diagnosis, model, before_s))
+        n_done += 1
         lines.append(diagnosis_line(folder.name, diagnosis))
         lines += [findings_text(diagnosis.findings)] if diagnosis.findings else []
-    lines += ["", f"next: look at {request.out / PANEL if len(folders) == 1 else request.out}"]
+    look_at = request.out / PANEL if len(folders) == 1 else request.out
+    nothing = "nothing was written; mend what is said above, then give the command again"
+    lines += ["", f"next: look at {look_at}" if n_done else f"next: {nothing}"]
     return DiagnoseOutcome("\n".join(lines), results, tuple(errors))
 
 
@@ -78,8 +90,10 @@ def write_diagnosis(
     """
     started = time.perf_counter()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_panel(diagnosis.panel, folder / PANEL)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        caption = panel_caption(folder, diagnosis, model)
+        draw_panel(replace(diagnosis.panel, caption=caption), folder / PANEL)
+        (folder / PANEL).chmod(PRIVATE)
         drawn_s = time.perf_counter() - started
         result = result_json(image, diagnosis, model, {**before_s, "panel": drawn_s})
         write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
@@ -99,6 +113,8 @@ def result_json(
         "format_version": RESULT_FORMAT,
         "notice": BANNER,
         "input": str(image),
+        "scan_sha256": diagnosis.scan_sha256,
+        "series": [asdict(verdict) for verdict in diagnosis.series],
         "probability": diagnosis.probability,
         "probability_by_branch": {branch.value: p for branch, p in diagnosis.by_branch.items()},
         "infection_ratio": diagnosis.infection_ratio,
@@ -131,16 +147,66 @@ def diagnosis_line(name: str, diagnosis: Diagnosis) -> str:
     )
 
 
+def panel_caption(folder: Path, diagnosis: Diagnosis, model: Model) -> str:
+    """The banner, which scan by which model, and what came out."""
+    us, ss = diagnosis.by_branch[Branch.US], diagnosis.by_branch[Branch.SS]
+    name = folder.resolve().name
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    return (
+        f"{BANNER}\n{shown}, by the model of study {model.package.study}\n"
+        f"P(COVID-19) {diagnosis.probability:.2f}: US {us:.2f}, SS {ss:.2f}; "
+        f"infection ratio {diagnosis.infection_ratio:.3f}"
+    )
+
+
 def output_folders(images: list[Path], out: Path) -> list[Path]:
     """OUT itself for one scan; a folder below it for each of several, by the name of its input."""
     if len(images) == 1:
         return [out]
-    names: list[str] = []
-    for image in images:
-        stem = image.name.split(".")[0] or "scan"
-        taken = sum(name == stem or name.startswith(f"{stem}-") for name in names)
-        names.append(f"{stem}-{taken + 1}" if taken else stem)
+    stems, names = [_stem(image) for image in images], list[str]()
+    for stem in stems:
+        numbered = (f"{stem}-{number}" for number in count(2))
+        others = {*names, *stems}
+        names.append(stem if stem not in names else next(name for name in numbered if name not in others))
     return [out / name for name in names]
+
+
+def free_folder(wanted: Path, folders: Sequence[Path], scan_sha256: str) -> Path:
+    """The folder, or the next number of it where another scan's result lies; none of the other `folders`.
+
+    Raises FindingError OUTPUT-TAKEN if there is but one, which was asked for by its name.
+    """
+    if len(folders) == 1:
+        if (wanted / RESULT).exists() and not _is_result_of(wanted, scan_sha256):
+            message = f"{RESULT} there is of another scan, or not to be read"
+            fix = "Choose another folder with --out, or move what is there."
+            raise FindingError(Finding("OUTPUT-TAKEN", "error", str(wanted), message, fix))
+        return wanted
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    others = (folder for folder in numbered if folder not in folders)
+    return wanted if _is_free(wanted, scan_sha256) else next(f for f in others if _is_free(f, scan_sha256))
+
+
+def _stem(image: Path) -> str:
+    """What an input is called: a folder by all of its name, a file without what says its format."""
+    name = image.name if image.name not in ("", "..") else image.resolve().name
+    suffix = ImageFile(image, "scan", None).suffix or (".dcm" if name.lower().endswith(".dcm") else "")
+    is_file = suffix and not image.is_dir()
+    return (name[: -len(suffix)] if is_file else name) or "scan"
+
+
+def _is_free(folder: Path, scan_sha256: str) -> bool:
+    """Whether nothing lies there but what an earlier call wrote for the same scan, or began to write."""
+    if not folder.is_dir():
+        return True
+    return all(path.name == PANEL for path in folder.iterdir()) or _is_result_of(folder, scan_sha256)
+
+
+def _is_result_of(folder: Path, scan_sha256: str) -> bool:
+    try:
+        return bool(json.loads((folder / RESULT).read_bytes())["scan_sha256"] == scan_sha256)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _device(asked: str) -> torch.device:

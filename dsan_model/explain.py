@@ -106,7 +106,9 @@ def draw_panel(panel: Panel, path: Path) -> None:
             if row == 0:
                 ax.set_title(title, color="white", fontsize=8)
         corner = axes[row, 0].transAxes
-        axes[row, 0].text(0.02, 0.97, "R", color="#F0E442", fontsize=8, va="top", transform=corner)
+        box = {"facecolor": "black", "edgecolor": "none", "boxstyle": "square,pad=0.15"}
+        text = axes[row, 0].text(0.03, 0.965, "R", color="#F0E442", fontsize=8, va="top", transform=corner)
+        text.set_bbox(box)
     figure.suptitle(panel.caption, color="white", fontsize=8.5)
     figure.savefig(path, dpi=110, facecolor="black", metadata={"Software": None})
 

@@ -10,9 +10,10 @@ from PIL import Image
 from scipy.special import expit
 
 from client.diagnose import Model, Precision, Scan, diagnose, forward, load_model
-from client.diagnose_report import DiagnoseRequest, diagnose_scans, output_folders
+from client.diagnose_report import DiagnoseRequest, diagnose_scans, output_folders, panel_caption
 from client.findings import FindingError
 from client.images import read_ct, read_mask
+from client.scan_series import OpenedScan, SeriesVerdict
 from dsan_model.explain import attention_of, grad_cam
 from dsan_model.network import NetworkConfig
 from dsan_model.preprocessing import prepare_case
@@ -213,3 +214,124 @@ def test_several_inputs_get_folders_of_their_own_and_one_gets_none() -> None:
     assert output_folders([Path("a/ct.nii.gz")], out) == [out]
     inputs = [Path("a/ct.nii.gz"), Path("b/ct.nrrd"), Path("c/other"), Path("d/ct")]
     assert output_folders(inputs, out) == [out / "ct", out / "ct-2", out / "other", out / "ct-3"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        (["x/scan-2", "x/scan"], ["scan-2", "scan"]),
+        (["x/scan", "y/scan", "x/scan-2"], ["scan", "scan-3", "scan-2"]),
+        (["1.2.840.1", "1.2.840.2", "x/1.2.840.1"], ["1.2.840.1", "1.2.840.2", "1.2.840.1-2"]),
+        (["a/thorax v1.2.nii.gz", "a/thorax v1.3.mha", "a/IM 1.dcm"], ["thorax v1.2", "thorax v1.3", "IM 1"]),
+    ],
+)
+def test_each_input_has_a_folder_of_its_own_that_is_called_like_it(
+    inputs: list[str], names: list[str]
+) -> None:
+    out = Path("out")
+    assert output_folders([Path(name) for name in inputs], out) == [out / name for name in names]
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Name of each result's folder, and whose it is."""
+    found = sorted(folder.glob("*/result.json"))
+    return {path.parent.name: json.loads(path.read_text())["input"] for path in found}
+
+
+def test_a_later_call_writes_over_the_result_of_the_same_scan_alone(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    package = cohort_factory.write_package(tmp_path / "model")
+    scans = [scan(cohort_factory, tmp_path / name, "ct", infection_rows=n) for n, name in enumerate("abc")]
+
+    def call(*chosen: Scan) -> dict[str, str]:
+        request = DiagnoseRequest(chosen, package, tmp_path / "out", "cpu", Precision.AUTO)
+        assert diagnose_scans(request, import_s=0, say=lambda line: None).errors == ()
+        return results(tmp_path / "out")
+
+    a, b, c = scans
+    first = call(a, b)
+    assert first == {"ct": str(a.image), "ct-2": str(b.image)}
+    assert call(b, a) == first
+    assert call(c, b) == {**first, "ct-3": str(c.image)}
+
+
+def test_one_scan_does_not_take_the_place_of_another_in_out(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    package = cohort_factory.write_package(tmp_path / "model")
+    first, other = (scan(cohort_factory, tmp_path / name, "ct", n) for n, name in enumerate("ab"))
+
+    def call(case: Scan) -> None:
+        request = DiagnoseRequest((case,), package, tmp_path / "out", "cpu", Precision.AUTO)
+        diagnose_scans(request, import_s=0, say=lambda line: None)
+
+    call(first)
+    call(first)
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    with pytest.raises(FindingError, match="OUTPUT-TAKEN"):
+        call(other)
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_results_never_come_among_the_slices_of_a_scan(cohort_factory: ModuleType, tmp_path: Path) -> None:
+    package = cohort_factory.write_package(tmp_path / "model")
+    scans = [scan(cohort_factory, tmp_path / "scans", name) for name in ("a", "b")]
+    (tmp_path / "scans" / "a").mkdir()
+    (tmp_path / "scans" / "a" / "report.pdf").write_bytes(b"%PDF")
+    request = DiagnoseRequest(tuple(scans), package, tmp_path / "scans", "cpu", Precision.AUTO)
+    diagnose_scans(request, import_s=0, say=lambda line: None)
+    assert set(results(tmp_path / "scans")) == {"a-2", "b"}
+
+
+def test_where_every_scan_is_refused_there_is_no_picture_to_look_at(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    package = cohort_factory.write_package(tmp_path / "model")
+    for name in ("bad", "worse"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"nothing")
+    bad, worse = (Scan(tmp_path / f"{name}.nii.gz") for name in ("bad", "worse"))
+    for scans in ((bad,), (bad, worse)):
+        request = DiagnoseRequest(scans, package, tmp_path / "out", "cpu", Precision.AUTO)
+        text = diagnose_scans(request, import_s=0, say=lambda line: None).text
+        assert text.splitlines()[-1].startswith("next: nothing was written; mend what is said above")
+        assert "panel.png" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_series_that_was_taken_is_said_and_kept(
+    cohort_factory: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = scan(cohort_factory, tmp_path)
+    package = cohort_factory.write_package(tmp_path / "model")
+    verdict = SeriesVerdict(2, "ST1/SE2", 26, is_taken=True, reason="chosen: axial")
+    opened = OpenedScan(*read_ct(case.image, None), (verdict,))
+    monkeypatch.setattr("client.diagnose.open_scan", lambda *_: opened)
+    request = DiagnoseRequest((case,), package, tmp_path / "out", "cpu", Precision.AUTO)
+    said: list[str] = []
+    diagnose_scans(request, import_s=0, say=said.append)
+    assert said[-1] == "out: series 2 (ST1/SE2, 26 slices) taken: chosen: axial"
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["series"] == [
+        {"number": 2, "place": "ST1/SE2", "n_slices": 26, "is_taken": True, "reason": "chosen: axial"}
+    ]
+
+
+def test_the_caption_names_scan_and_model(cohort_factory: ModuleType, tmp_path: Path, model: Model) -> None:
+    found = diagnose(model, scan(cohort_factory, tmp_path))
+    banner, names, figures = panel_caption(tmp_path / "1.2.840.1", found, model).splitlines()
+    assert banner.startswith("RESEARCH USE ONLY")
+    assert names == "1.2.840.1, by the model of study small"
+    assert figures.startswith(f"P(COVID-19) {found.probability:.2f}: US ")
+    assert len(panel_caption(tmp_path / ("x" * 200), found, model).splitlines()[1]) < 130
+
+
+def test_result_and_picture_are_for_their_owner_alone(cohort_factory: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o755)
+    package = cohort_factory.write_package(tmp_path / "model")
+    request = DiagnoseRequest(
+        (scan(cohort_factory, tmp_path),), package, tmp_path / "out", "cpu", Precision.AUTO
+    )
+    diagnose_scans(request, import_s=0, say=lambda line: None)
+    for name in ("result.json", "panel.png"):
+        assert (tmp_path / "out" / name).stat().st_mode & 0o077 == 0

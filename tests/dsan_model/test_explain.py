@@ -151,6 +151,19 @@ def test_a_panel_marks_the_patients_right_in_both_planes(tmp_path: Path) -> None
     assert columns.max() < column.shape[1] // 3
 
 
+def test_the_mark_of_the_patients_right_can_be_read_on_white_in_both_planes(tmp_path: Path) -> None:
+    white = replace(a_panel(), ct_DHW=np.ones_like(a_panel().ct_DHW))
+    pixels = picture(white, tmp_path / "panel.png")
+    column = pixels[:, : pixels.shape[1] // 3]
+    is_yellow = (column[..., :2].min(axis=2) > 0.7) & (column[..., 2] < 0.45)
+    rows = np.flatnonzero(is_yellow.any(axis=1))
+    for letter in np.split(rows, np.flatnonzero(np.diff(rows) > 20) + 1):
+        columns = np.flatnonzero(is_yellow[letter].any(axis=0))
+        around = column[letter[0] - 2 : letter[-1] + 3, columns[0] - 2 : columns[-1] + 3]
+        frame = np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]])
+        assert frame.max() < 0.2
+
+
 def test_a_panel_shows_millimetres_not_voxels(tmp_path: Path) -> None:
     pixels = picture(a_panel(), tmp_path / "panel.png")
     height, width = input_cut(pixels, is_axial=False).shape
