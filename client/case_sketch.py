@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from client.lung_sample import lps_view
-from client.volume_store import write_atomically
+from client.volume_store import make_private_folder, write_atomically
 
 WIDTH_PX = 210
 JPEG_QUALITY = 78
@@ -77,7 +77,7 @@ def sketch_path(volume: Path) -> Path:
 
 def write_sketch(volume: Path, sketch: CaseSketch) -> None:
     """Keep the sketch beside its volume. Raises OSError if the disk is full."""
-    volume.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(volume.parent)
     write_atomically(sketch_path(volume), json.dumps(asdict(sketch)).encode())
 
 

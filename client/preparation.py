@@ -29,6 +29,7 @@ from client.site import SegmentationTable, SiteConfig
 from client.volume_store import (
     StoredCase,
     is_disk_full,
+    make_private_folder,
     remove_leftovers,
     unused_files,
     volume_bytes,
@@ -266,7 +267,7 @@ def _same_scans(outcomes: list[Outcome]) -> list[Finding]:
 def _store_for_us_alone(store: Path) -> Iterator[None]:
     """The store's folder, made and tidied, with the lock of the one run that may write to it."""
     try:
-        store.mkdir(parents=True, exist_ok=True)
+        make_private_folder(store)
         with (store / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends

@@ -13,13 +13,14 @@ from statistics import median
 from jinja2 import Template
 from markupsafe import Markup
 
+from client.case_preparation import DISK_FULL
 from client.case_sketch import CaseSketch, View, read_sketch
 from client.finding_table import FindingGroup, group_findings
-from client.findings import Finding
+from client.findings import Finding, FindingError
 from client.preparation import PreparationResult, PreparedEntry
 from client.qc_figures import COLOUR, hu_histogram_svg, ratio_histogram_svg
 from client.site import SiteConfig
-from client.volume_store import StoredCase, read_stored_case, write_atomically
+from client.volume_store import StoredCase, is_disk_full, read_stored_case, write_atomically
 from dsan_daemon.pages import page_environment
 from dsan_model.cases import Label
 
@@ -59,9 +60,19 @@ class DemographicsRow:
 
 
 def write_qc_page(site: SiteConfig, result: PreparationResult) -> Path:
-    """Write the page beside site.toml, whole or not at all; returns its path."""
+    """Write the page beside site.toml, whole or not at all; returns its path.
+
+    Raises FindingError PREPARE-DISK-FULL if there is no room for it.
+    """
     page = site.home / PAGE
-    write_atomically(page, qc_html(site, result).encode())
+    try:
+        write_atomically(page, qc_html(site, result).encode())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        message = f"{PAGE} cannot be written: {error.strerror}; all {len(result.entries)} cases are prepared"
+        fix = "Free space there and run `dsan-client prepare` again: the prepared cases are found."
+        raise FindingError(Finding(DISK_FULL, "error", str(page), message, fix)) from None
     return page
 
 
@@ -128,7 +139,7 @@ def _picture(view: View) -> Markup:
         f'<svg class="view" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<image href="data:image/jpeg;base64,{view.jpeg}" width="{width}" height="{height}"/>'
         f'<path class="lung" d="{view.lung_path}"/><path class="infection" d="{view.infection_path}"/>'
-        '<text x="5" y="14">R</text></svg>'
+        '<rect class="side" x="3" y="3" width="15" height="17"/><text x="6" y="16">R</text></svg>'
     )
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from client.findings import Finding, FindingError
 from client.mask_names import MaskNames
+from dsan_daemon.files import PRIVATE
 from dsan_model.preprocessing import PreparedCase, Recipe
 from dsan_model.segmentation_grid import SegmentationRecipe
 
@@ -95,8 +96,9 @@ def write_case_file(
         "findings": [asdict(finding) for finding in findings],
     }
     content = save(tensors, {"case": json.dumps(header)})  # one entry: safetensors shuffles several
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _checksum_path(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    make_private_folder(path.parent)
+    checksum = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    write_atomically(_checksum_path(path), checksum.encode())
     write_atomically(path, content)  # last: a volume that is there has its checksum
     return read_stored_case(path)
 
@@ -163,10 +165,15 @@ def verify_volume(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` at once and for good; after any failure the old file is still there."""
+    """Replace `path` by `content` at once and for good; after any failure the old file is still there.
+
+    The file is readable by its owner alone, whatever the folder's rights are.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -179,6 +186,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder and those above it, for their owner alone; one that is there stays as it is."""
+    if not folder.is_dir():
+        make_private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -20,6 +20,7 @@ from client import preparation
 from client.cohort import COLUMNS
 from client.findings import FindingError
 from client.preparation import PreparationResult, Progress, load_prepared, prepare_cohort
+from client.qc_page import qc_html, write_qc_page
 from client.site import SiteConfig, read_site
 from client.volume_store import load_masks, load_volume, verify_volume
 from client.worker_pool import WorkerDied
@@ -371,6 +372,38 @@ def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(site: SiteCon
     assert (site.store_folder / "index.json").read_bytes() == index
     assert not list(site.store_folder.rglob("*.tmp"))
     assert prepare_cohort(site, workers=1).n_new == 2
+
+
+def test_a_page_that_finds_no_room_is_one_coded_line_of_the_command(site: SiteConfig) -> None:
+    config = site.home / "site.toml"
+    prepare_cohort(site, workers=1)
+    stored = max(path.stat().st_size for path in site.store_folder.rglob("*") if path.is_file())
+    assert len(qc_html(site, prepare_cohort(site, workers=1))) > stored + 1000
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({stored + 500},) * 2)\n"
+        "from client.cli import main; main()"
+    )
+    command = [sys.executable, "-c", limited, "prepare", "--config", str(config), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 70, done.stderr
+    assert "PREPARE-DISK-FULL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (site.home / "qc.html").exists()
+    assert len(load_prepared(site)) == 4
+
+
+def test_what_shows_patients_is_for_its_owner_alone_and_the_users_folder_stays_as_it_is(
+    site: SiteConfig,
+) -> None:
+    site.home.chmod(0o755)
+    write_qc_page(site, prepare_cohort(site, workers=2))
+    made = [site.home / "qc.html", *site.store_folder.rglob("*")]
+    assert len(made) > 12
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file() and path.name != ".lock"} == {
+        0o600
+    }
+    assert {path.stat().st_mode & 0o777 for path in (site.store_folder, *made) if path.is_dir()} == {0o700}
+    assert site.home.stat().st_mode & 0o777 == 0o755
 
 
 def test_the_disk_is_looked_at_first(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:

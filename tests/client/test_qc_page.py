@@ -93,6 +93,14 @@ def test_a_row_has_two_pictures_with_both_contours_and_a_histogram(site: SiteCon
     assert all("Histogram of HU in the lungs" in text for text in used)
 
 
+def test_the_patients_right_is_marked_on_a_dark_box_in_both_planes(site: SiteConfig) -> None:
+    html = qc_html(site, prepare_cohort(site, workers=1))
+    n_views = html.count('<svg class="view"')
+    assert n_views == 6
+    assert len(re.findall(r'<rect class="side" [^>]*/><text [^>]*>R</text></svg>', html)) == n_views
+    assert ".view .side { fill: #000; }" in html
+
+
 def test_the_page_is_one_file_that_is_well_formed_and_loads_nothing(site: SiteConfig) -> None:
     page = write_qc_page(site, prepare_cohort(site, workers=1))
     assert page == site.home / "qc.html"
