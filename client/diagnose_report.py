@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str
     say(f"[{sum(before_s.values()):6.1f} s] model of study {model.package.study} loaded, {model.precision}")
     lines, results, errors = [BANNER], [], []
     folders = output_folders([scan.image for scan in request.scans], request.out)
-    n_done = 0
+    used: list[Path] = []
     for scan, wanted in zip(request.scans, folders, strict=True):
         try:
             diagnosis = diagnose(model, scan)
@@ -68,16 +68,16 @@ def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str
             results.append({"input": str(scan.image), "error": asdict(finding)})
             lines.append(findings_text([finding]))
             continue
-        folder = free_folder(wanted, folders, diagnosis.scan_sha256)
+        folder = free_folder(request, scan, used, diagnosis.scan_sha256)
+        used.append(folder)
         for verdict in diagnosis.series:
             say(f"{folder.name}: {verdict}")
         results.append(write_diagnosis(folder, scan.image, diagnosis, model, before_s))
-        n_done += 1
         lines.append(diagnosis_line(folder.name, diagnosis))
         lines += [findings_text(diagnosis.findings)] if diagnosis.findings else []
     look_at = request.out / PANEL if len(folders) == 1 else request.out
     nothing = "nothing was written; mend what is said above, then give the command again"
-    lines += ["", f"next: look at {look_at}" if n_done else f"next: {nothing}"]
+    lines += ["", f"next: look at {look_at}" if used else f"next: {nothing}"]
     return DiagnoseOutcome("\n".join(lines), results, tuple(errors))
 
 
@@ -171,20 +171,23 @@ def output_folders(images: list[Path], out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def free_folder(wanted: Path, folders: Sequence[Path], scan_sha256: str) -> Path:
-    """The folder, or the next number of it where another scan's result lies; none of the other `folders`.
+def free_folder(request: DiagnoseRequest, scan: Scan, used: Sequence[Path], scan_sha256: str) -> Path:
+    """OUT for the one scan; of several the scan's name, or a number of it, that no other scan's result has.
 
-    Raises FindingError OUTPUT-TAKEN if there is but one, which was asked for by its name.
+    `used` are the folders of this call. Raises FindingError OUTPUT-TAKEN if another scan's result is in OUT.
     """
-    if len(folders) == 1:
-        if (wanted / RESULT).exists() and not _is_result_of(wanted, scan_sha256):
+    out = request.out
+    if len(request.scans) == 1:
+        if (out / RESULT).exists() and not _is_result_of(out, scan_sha256):
             message = f"{RESULT} there is of another scan, or not to be read"
             fix = "Choose another folder with --out, or move what is there."
-            raise FindingError(Finding("OUTPUT-TAKEN", "error", str(wanted), message, fix))
-        return wanted
-    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
-    others = (folder for folder in numbered if folder not in folders)
-    return wanted if _is_free(wanted, scan_sha256) else next(f for f in others if _is_free(f, scan_sha256))
+            raise FindingError(Finding("OUTPUT-TAKEN", "error", str(out), message, fix))
+        return out
+    stem, stems = _stem(scan.image), {_stem(each.image) for each in request.scans}
+    numbered = (f"{stem}-{number}" for number in count(2))
+    names = chain([stem], (name for name in numbered if name not in stems))
+    folders = (out / name for name in names)
+    return next(each for each in folders if each not in used and _is_free(each, scan_sha256))
 
 
 def _stem(image: Path) -> str:
