@@ -4,11 +4,13 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.case_sketch import sketch_case, write_sketch
+import SimpleITK as sitk
+
+from client.case_sketch import CaseSketch, sketch_case, write_sketch
 from client.cohort import CohortCase
 from client.content_digests import ContentDigest, content_digest
 from client.findings import Finding, FindingError
-from client.images import read_ct
+from client.images import read_ct, read_mask
 from client.lung_audit import nothing_left
 from client.masks import MaskSource, case_masks, mask_source
 from client.segmentation_store import write_scan
@@ -52,6 +54,7 @@ class Outcome:
     findings: tuple[Finding, ...]
     digests: tuple[ContentDigest, ...] = ()
     is_new: bool = False  # made now, not found in the store
+    refused: CaseSketch | None = None  # of a case that was left out though its scan could be read
 
     @property
     def is_disk_full(self) -> bool:
@@ -83,7 +86,8 @@ def prepare_one(job: Job) -> Outcome:
         stored = found or _make(job, source, path)
         return Outcome(job.case, stored, _warnings(job.case, stored), digests, is_new=not found)
     except FindingError as error:
-        return Outcome(job.case, None, (replace(error.finding, case_id=job.case.case_id),))
+        finding = replace(error.finding, case_id=job.case.case_id)
+        return Outcome(job.case, None, (finding,), refused=_refused_sketch(job))
     except OSError as error:
         code = DISK_FULL if is_disk_full(error) else "PREPARE-FAILED"
         return failed(job.case, code, f"{type(error).__name__}: {error.strerror}")
@@ -109,6 +113,27 @@ def _make(job: Job, source: MaskSource, path: Path) -> StoredCase:
         raise nothing_left(message, job.case.case_id)
     write_sketch(path, sketch_case(ct, masks.lung, masks.infection))  # first: what has a volume has a sketch
     return write_volume(path, prepared, job.recipe, source.names, (*of_scan, *masks.findings))
+
+
+def _refused_sketch(job: Job) -> CaseSketch | None:
+    """A scan that can be read, with its given masks as far as they can be; for the eye, whatever is wrong."""
+    try:
+        ct, _ = read_ct(job.case.image, job.case.case_id, job.max_slice_thickness_mm)
+        masks = [_mask_or_empty(path, ct) for path in (job.case.lung_mask, job.case.infection_mask)]
+        return sketch_case(ct, masks[0], masks[1])
+    except FindingError:
+        return None
+
+
+def _mask_or_empty(path: Path | None, ct: sitk.Image) -> sitk.Image:
+    try:
+        if path is not None:
+            return read_mask(path, ct, None)
+    except FindingError:
+        pass  # said already: the case is left out for it, or for something graver
+    nothing = sitk.Image(ct.GetSize(), sitk.sitkUInt8)
+    nothing.CopyInformation(ct)
+    return nothing
 
 
 def _files(case: CohortCase, source: MaskSource) -> tuple[Path, ...]:

@@ -53,14 +53,15 @@ class CaseSketch:
 
 
 def sketch_case(ct: sitk.Image, lung: sitk.Image, infection: sitk.Image) -> CaseSketch:
-    """Sketch a scan in HU with its masks (uint8, 0 and 1, on its grid, the lung not empty).
+    """Sketch a scan in HU with its masks (uint8, 0 and 1, on its grid).
 
-    The planes are those with most infection, or with most lung where there is none.
+    The planes are those with most infection, with most lung where there is none, or else the middle ones.
     """
     hu_DHW, lung_DHW, infection_DHW = (lps_view(image) for image in (ct, lung, infection))
     x_mm, y_mm, z_mm = _lps_extent_mm_xyz(ct)
     shown_DHW = infection_DHW if infection_DHW.any() else lung_DHW
-    z, y = (_fullest(shown_DHW, axis) for axis in (0, 1))
+    depth, height, _ = shown_DHW.shape
+    z, y = (_fullest(shown_DHW, axis) for axis in (0, 1)) if shown_DHW.any() else (depth // 2, height // 2)
     return CaseSketch(
         ct.GetSize(),
         ct.GetSpacing(),

@@ -21,6 +21,7 @@ from dsan_daemon.commands import command_line
 # Commands import what they need when they run: torch and SimpleITK take seconds, --help may not.
 
 STARTED = time.monotonic()
+EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
 
 app = command_line(__doc__)
 
@@ -183,7 +184,7 @@ def prepare(
 
     Example: dsan-client prepare --config hospital/site.toml --workers 8
     """
-    with _coded_exit():
+    with _coded_exit(ended="ended; run it again, what is done is kept"):
         from client.preparation import prepare_cohort, segmentation_target
         from client.preparation_report import preparation_json, preparation_text, segmentation_text
         from client.qc_page import write_qc_page
@@ -350,10 +351,16 @@ def _loopback(superlink: str | None, watch: str | None) -> tuple[str, str | None
 
 
 @contextmanager
-def _coded_exit() -> Iterator[None]:
-    """A refusal of the whole command: what, where, why and what to do on stderr, and its exit code."""
+def _coded_exit(ended: str = "ended") -> Iterator[None]:
+    """A refusal of the whole command: what, where, why and what to do on stderr, and its exit code.
+
+    `ended` is said when Ctrl-C ends it.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{ended}\n")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     except FindingError as error:
         sys.stderr.write(f"{findings_text([error.finding])}\n")
         raise typer.Exit(exit_code([error.finding])) from None

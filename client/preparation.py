@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from client.case_preparation import DISK_FULL, Job, Outcome, failed, finished_before, prepare_one
+from client.case_sketch import CaseSketch
 from client.cohort import CohortCase, count_lines, read_cohort
 from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
 from client.findings import Finding, FindingError
@@ -103,6 +104,7 @@ class PreparationResult:
     seconds: float
     unused_bytes: int = 0  # of volumes in the store that belong to no case
     are_unused_removed: bool = False
+    refused: dict[str, CaseSketch] = field(default_factory=dict)  # by case: left out, but to be looked at
 
     @property
     def n_left_out(self) -> int:
@@ -154,7 +156,14 @@ def prepare_cohort(
     seconds = time.monotonic() - started
     n_listed = count_lines(site.manifest)
     return PreparationResult(
-        entries, tuple(findings), n_listed, n_new, seconds, unused_bytes, are_unused_removed=remove_unused
+        entries,
+        tuple(findings),
+        n_listed,
+        n_new,
+        seconds,
+        unused_bytes,
+        are_unused_removed=remove_unused,
+        refused={outcome.case.case_id: outcome.refused for outcome in in_order if outcome.refused},
     )
 
 

@@ -65,6 +65,8 @@ def write_qc_page(site: SiteConfig, result: PreparationResult) -> Path:
     Raises FindingError PREPARE-DISK-FULL if there is no room for it.
     """
     page = site.home / PAGE
+    for left in site.home.glob(f".{PAGE}.*.tmp"):  # of a run that was killed
+        left.unlink(missing_ok=True)
     try:
         write_atomically(page, qc_html(site, result).encode())
     except OSError as error:
@@ -101,7 +103,11 @@ def case_rows(result: PreparationResult) -> tuple[CaseRow, ...]:
         if finding.case_id:
             findings[finding.case_id].append(finding)
     used = {entry.case.case_id: _used_row(entry, findings[entry.case.case_id]) for entry in result.entries}
-    rows = [CaseRow(case_id, tuple(found)) for case_id, found in findings.items() if case_id not in used]
+    rows = [
+        CaseRow(case_id, tuple(found), sketch=result.refused.get(case_id))
+        for case_id, found in findings.items()
+        if case_id not in used
+    ]
     ordered = sorted((*rows, *used.values()), key=lambda row: ("left out", "look", "good").index(row.verdict))
     return tuple(ordered)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, forkserver, get_context, parent_process
+from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from typing import TypeVar
 
 import SimpleITK as sitk
@@ -48,7 +48,8 @@ def _run_pool(
     try:
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # one in work, one at hand
-                future = pool.submit(function, waiting[0])
+                with _interrupt_held():  # a worker half started would end with a traceback of its own
+                    future = pool.submit(function, waiting[0])
                 running[future] = waiting.popleft()  # after submit: that raises if a worker has died
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -65,9 +66,20 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     """Workers forked from a process that has this module's imports, but no threads and no locks of ours."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["client.preparation"])
-    with _environment(dict.fromkeys(_THREAD_VARIABLES, "1")):
+    resource_tracker.ensure_running()  # before: it lets go of the signals that it holds
+    with _environment(dict.fromkeys(_THREAD_VARIABLES, "1")), _interrupt_held():
         forkserver.ensure_running()  # from here on a new pool costs milliseconds
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of this; processes that are started meanwhile never take it themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

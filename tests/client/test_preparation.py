@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 import random
 import shutil
 import signal
@@ -315,47 +316,77 @@ def start(site: SiteConfig, file_size_limit: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4, 1.0])
+def test_ctrl_c_while_the_workers_start_ends_the_command_with_a_line(
+    site: SiteConfig, after_s: float
+) -> None:
+    run = command(site)
+    assert run.stderr is not None
+    while "preparing cases" not in run.stderr.readline():  # said before the first worker is asked for
+        assert run.poll() is None
+    time.sleep(after_s)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, told = run.communicate(timeout=120)
+    if run.returncode == 0:
+        pytest.skip("it was done before")
+    assert run.returncode == 130
+    assert told.splitlines()[-1] == "ended; run it again, what is done is kept"
+    assert "Traceback" not in told
+
+
+def command(site: SiteConfig) -> subprocess.Popen[str]:
+    """`dsan-client prepare` in a process group of its own, as a shell starts it."""
+    arguments = [sys.executable, "-m", "client.cli", "prepare", "--config", str(site.home / "site.toml")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*arguments, "--workers", "2"], text=True, start_new_session=True, **pipes)
+
+
 @pytest.mark.long
-def test_a_run_killed_at_any_moment_loses_only_the_cases_in_work(site: SiteConfig, tmp_path: Path) -> None:
-    names = [f"k{number}" for number in range(48)]
-    for number, name in enumerate(names):
-        write_case(tmp_path, name, infection_rows=number % 5)
-    write_cohort(tmp_path, *[line(name) for name in names])
-    prepare_cohort(site, workers=2)
-    undisturbed = contents(site)
-    shutil.rmtree(site.store_folder)
+def test_the_command_killed_at_any_moment_of_its_run_loses_only_the_cases_in_work(tmp_path: Path) -> None:
+    """Ten moments, one drawn at random out of each tenth of the time that an undisturbed run takes."""
+    whole = hospital(tmp_path / "undisturbed")
+    started = time.monotonic()
+    run = command(whole)
+    told = run.communicate(timeout=250)
+    assert run.returncode == 0, told
+    length_s = time.monotonic() - started
     chance = random.Random(0)
-    kept: dict[str, tuple[bytes, int]] = {}
-    for done_at_least in range(2, 42, 4):  # ten times
-        run = start(site)
-        assert run.stdout is not None
-        while int(run.stdout.readline()) < done_at_least:
-            pass
-        time.sleep(chance.uniform(0, 0.03))
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        wait_for_orphans(site)
-        left = volumes(site)
-        assert len(left) >= done_at_least
-        assert kept.items() <= left.items()  # not one volume was made a second time
-        for name in left:
-            verify_volume(site.store_folder / "volumes" / name)
-        kept = left
-    with pytest.raises(FindingError, match="PREPARE-NOTHING"):
-        load_prepared(site)
-    n_there = len(volumes(site))
-    assert prepare_cohort(site, workers=2).n_new == len(names) - n_there
-    assert contents(site) == undisturbed
-    assert not list(site.store_folder.rglob("*.tmp"))
-    assert len(load_prepared(site)) == len(names)
+    for tenth in range(10):
+        killed = kill_at(tmp_path / f"killed{tenth}", (tenth + chance.random()) / 10, length_s)
+        kept = volumes(killed)
+        for name in kept:
+            verify_volume(killed.store_folder / "volumes" / name)
+        again = command(killed)
+        told = again.communicate(timeout=250)
+        assert again.returncode == 0, told
+        assert kept.items() <= volumes(killed).items()  # not one volume was made a second time
+        assert contents(killed) == contents(whole)
+        for name in ("qc.html", "store/index.json"):
+            assert (killed.home / name).read_bytes() == (whole.home / name).read_bytes()
+        assert not list(killed.home.rglob("*.tmp"))
 
 
-def wait_for_orphans(site: SiteConfig) -> None:
-    """Workers of a killed run finish what they have in hand; let the folder come to rest."""
-    before = None
-    while before != (now := sorted(path.name for path in (site.store_folder / "volumes").iterdir())):
-        before = now
-        time.sleep(0.2)
+def hospital(folder: Path) -> SiteConfig:
+    """Twelve cases that nobody has prepared yet."""
+    for number in range(12):
+        write_case(folder, f"k{number}", infection_rows=number % 5)
+    write_cohort(folder, *[line(f"k{number}") for number in range(12)])
+    return write_site(folder)
+
+
+def kill_at(folder: Path, share: float, length_s: float) -> SiteConfig:
+    """A new hospital whose `prepare` is killed at a share of its run; earlier if it is done before that."""
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        site = hospital(folder)
+        run = command(site)
+        try:
+            run.communicate(timeout=share * length_s)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.communicate()
+            return site
+        length_s *= 0.9
 
 
 def test_a_full_disk_stops_the_run_with_one_line_and_loses_nothing(site: SiteConfig, tmp_path: Path) -> None:

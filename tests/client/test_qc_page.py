@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from client.case_sketch import sketch_path
@@ -91,6 +92,25 @@ def test_a_row_has_two_pictures_with_both_contours_and_a_histogram(site: SiteCon
     contours = [len(re.findall(r'class="infection" d="M[^"]+Z"', text)) for text in used]
     assert contours == [0, 2, 2]  # c2 has none
     assert all("Histogram of HU in the lungs" in text for text in used)
+
+
+def test_a_case_that_was_left_out_is_shown_with_its_masks_where_they_can_be_read(
+    cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    for case_id in ("c0", "c1", "c2"):
+        cohort_factory.write_case(tmp_path, case_id)
+    empty = np.zeros(cohort_factory.SHAPE_DHW, np.uint8)
+    cohort_factory.write_image(tmp_path / "c0_lung.nii.gz", empty)  # refused for its mask
+    (tmp_path / "c1.nii.gz").write_bytes(b"nothing")  # refused for its scan
+    site = cohort_factory.write_site(tmp_path, *(cohort_factory.line(f"c{number}") for number in range(3)))
+    (seen, (unseen_kind, unseen), _) = SECTION.findall(qc_html(site, prepare_cohort(site, workers=1)))
+    assert seen[0] == unseen_kind == "left-out"
+    assert seen[1].count("data:image/jpeg;base64,") == 2
+    assert len(re.findall(r'class="infection" d="M[^"]+Z"', seen[1])) == 2
+    assert 'class="lung" d=""' in seen[1]
+    assert "IMAGE-LUNG-EMPTY" in seen[1]
+    assert "data:image" not in unseen
+    assert re.search(r'class="view empty">No picture: .*IMAGE-', unseen)
 
 
 def test_the_patients_right_is_marked_on_a_dark_box_in_both_planes(site: SiteConfig) -> None:
