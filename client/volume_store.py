@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from client.findings import Finding, FindingError
 from client.mask_names import MaskNames
-from dsan_daemon.files import PRIVATE
+from dsan_daemon import files
 from dsan_model.preprocessing import PreparedCase, Recipe
 from dsan_model.segmentation_grid import SegmentationRecipe
 
@@ -169,23 +169,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     The file is readable by its owner alone, whatever the folder's rights are.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    files.write_atomically(path, content, files.PRIVATE, partial)
 
 
 def make_private_folder(folder: Path) -> None:
