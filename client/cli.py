@@ -52,6 +52,21 @@ class PrecisionName(StrEnum):
 
 Config = Annotated[Path, typer.Option(help="The site's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Labels = Annotated[
+    Path, typer.Option(help="CSV: label, and study_uid, accession or patient_id.", show_default=False)
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="The export, folders of any shape; or a PACS: dimse://AE@HOST:PORT, http://HOST/dicom-web.",
+        show_default=False,
+    ),
+]
+ReceivePort = Annotated[
+    int, typer.Option(min=1, max=65535, help="Where a PACS by DIMSE sends the images to.")
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer of the PACS.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes; 0: one for each core (default: site.toml's).")
 ]
@@ -235,17 +250,8 @@ def segment_train(
 
 @app.command(name="import")
 def import_(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="The export, folders of any shape; or a PACS: dimse://AE@HOST:PORT, http://HOST/dicom-web.",
-            show_default=False,
-        ),
-    ],
-    labels: Annotated[
-        Path, typer.Option(help="CSV: label, and study_uid, accession or patient_id.", show_default=False)
-    ],
+    source: Source,
+    labels: Labels,
     out: Annotated[Path, typer.Option(help="The site's folder; a second export is added.")] = Path(
         "hospital"
     ),
@@ -255,12 +261,8 @@ def import_(
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     ae_title: Annotated[str, typer.Option(help="Ours, for a PACS by DIMSE.")] = "DSAN",
-    receive_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Where a PACS by DIMSE sends the images to.")
-    ] = 11112,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to wait for an answer of the PACS.")
-    ] = 60.0,
+    receive_port: ReceivePort = 11112,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Turn a PACS export, or studies of a PACS itself, into a cohort under pseudonyms.
 

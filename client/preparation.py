@@ -121,12 +121,11 @@ def prepare_cohort(
 ) -> PreparationResult:
     """Prepare every case of the site's cohort whose volume is not in its store yet.
 
-    `target` is that of a classification by default.
-    `workers` overrides the site's own number (0: one for each core). `progress` is called in this process,
-    once before the first case and then after each. `remove_unused` deletes volumes of no case, at the very
-    end. Bad cases are left out, with findings. Raises FindingError
-    if there is nothing to begin with (no such table, no disk space, another run at work) or no going on
-    (the disk is full); what was done until then is kept.
+    `target` is that of a classification by default. `workers` overrides the site's own number (0: one for
+    each core). `progress` is called in this process, once before the first case and then after each.
+    `remove_unused` deletes volumes of no case, at the very end. Bad cases are left out, with findings. Raises
+    FindingError if there is nothing to begin with (no such table, no disk space, another run at work) or no
+    going on (the disk is full); what was done until then is kept.
     """
     started, target = time.monotonic(), target or classification_target(site)
     names_without_files(target.segmentation)  # weights that cannot be used are one error, not one a case
@@ -135,17 +134,7 @@ def prepare_cohort(
     with _store_for_us_alone(target.store):
         known = read_known_digests(target.store)
         jobs = [_job(case, site, target, known) for case in cases]
-        outcomes = {job.case.case_id: outcome for job in jobs if (outcome := finished_before(job))}
-        waiting = [job for job in jobs if job.case.case_id not in outcomes]
-        _check_disk(target.store, len(waiting), target.recipe)
-        clock = _Clock(len(jobs), len(outcomes), progress, started)
-        clock.tell(len(outcomes))
-        try:
-            for outcome in _work_off(waiting, _worker_count(site, workers)):
-                outcomes[outcome.case.case_id] = outcome
-                clock.tell(len(outcomes))
-        finally:
-            _remember_digests(target.store, outcomes.values())
+        outcomes = _outcomes(jobs, target, _worker_count(site, workers), progress, started)
         in_order = [outcomes[case.case_id] for case in cases]
         entries = tuple(_entry(outcome.case, outcome.stored) for outcome in in_order if outcome.stored)
         findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
@@ -165,6 +154,28 @@ def prepare_cohort(
         are_unused_removed=remove_unused,
         refused={outcome.case.case_id: outcome.refused for outcome in in_order if outcome.refused},
     )
+
+
+def _outcomes(
+    jobs: list[Job],
+    target: Target,
+    workers: int,
+    progress: Callable[[Progress], None] | None,
+    started: float,
+) -> dict[str, Outcome]:
+    """What became of every case, by its name: found again, or done now. The digests are kept in any event."""
+    outcomes = {job.case.case_id: outcome for job in jobs if (outcome := finished_before(job))}
+    waiting = [job for job in jobs if job.case.case_id not in outcomes]
+    _check_disk(target.store, len(waiting), target.recipe)
+    clock = _Clock(len(jobs), len(outcomes), progress, started)
+    clock.tell(len(outcomes))
+    try:
+        for outcome in _work_off(waiting, workers):
+            outcomes[outcome.case.case_id] = outcome
+            clock.tell(len(outcomes))
+    finally:
+        _remember_digests(target.store, outcomes.values())
+    return outcomes
 
 
 def load_prepared(site: SiteConfig, target: Target | None = None) -> tuple[PreparedEntry, ...]:
