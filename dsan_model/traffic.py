@@ -83,8 +83,8 @@ class PackedWeights:
                 yield slab, values, 2.0**exponent
 
     def count_not_finite(self) -> int:
-        """How many of the floats are NaN or infinite."""
-        return sum(int((~torch.isfinite(values)).sum()) for _, values, _ in self.slabs())
+        """How many of the floats are NaN or infinite once they are unpacked to float32."""
+        return sum(int((~torch.isfinite(values * scale)).sum()) for _, values, scale in self.slabs())
 
     def unpack(self) -> FlatWeights:
         """The weights in float32: everybody who unpacks the same bytes has the same ones to the last bit."""
