@@ -242,26 +242,11 @@ def _is_hostile(context: Context) -> bool:
 
 
 @app.query("describe")
-def describe(message: Message, context: Context) -> Message:
-    """As an honest site."""
-    return honest_app(message, context)
-
-
 @app.evaluate("models")
-def evaluate(message: Message, context: Context) -> Message:
-    """As an honest site."""
-    return honest_app(message, context)
-
-
 @app.evaluate("fit_ensemble")
-def fit_ensemble(message: Message, context: Context) -> Message:
-    """As an honest site."""
-    return honest_app(message, context)
-
-
 @app.evaluate("explain")
-def explain(message: Message, context: Context) -> Message:
-    """As an honest site."""
+def as_an_honest_site(message: Message, context: Context) -> Message:
+    """What is not spoilt."""
     return honest_app(message, context)
 
 

@@ -26,13 +26,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, simulate: Simulate) -> 
     folder = tmp_path_factory.mktemp("hostile")
     options = ("--sites", "3", "--cases", "6", "--preset", "tiny", "--shape", "24", "64", "64")
     assert simulate("hospitals", folder / "hospitals", *options) == 0
-    sites = find_hospitals(folder / "hospitals")
-    study = hostile_study(list(sites), len(KINDS))
+    hospitals = find_hospitals(folder / "hospitals")
+    study = hostile_study(list(hospitals.names), len(KINDS))
     write_study(folder / "run", study)
-    prepare_hospitals(sites, study, 2)
+    prepare_hospitals(hospitals, study, 2)
     logging.getLogger("dsan").handlers.clear()  # those of the command above write to what is closed
     os.environ[HOSTILE_VARIABLE] = HOSTILE
-    run_in_process(folder / "run", tuple(sites.values()), 2, hostile_app)
+    run_in_process(folder / "run", tuple(hospitals.sites.values()), 2, hostile_app)
     yield folder / "run"
     del os.environ[HOSTILE_VARIABLE]
 
@@ -41,7 +41,6 @@ def lines_of(run_folder: Path, site: str) -> list[dict[str, Any]]:
     return [line for line in read_ledger(run_folder) if line["event"] == "round" and line["site"] == site]
 
 
-@pytest.mark.long
 def test_every_kind_of_garbage_is_rejected_with_its_code_and_the_study_goes_on(run_folder: Path) -> None:
     codes = {int(line["round"]): str(line["code"]) for line in lines_of(run_folder, HOSTILE)}
     found = {kind: codes[number] for number, kind in enumerate(KINDS, 1)}
@@ -55,11 +54,10 @@ def test_every_kind_of_garbage_is_rejected_with_its_code_and_the_study_goes_on(r
     assert len(results["timing"]["rounds"]) == 2 * len(KINDS)
 
 
-@pytest.mark.long
 def test_the_honest_site_goes_on_as_if_the_hostile_one_were_not_there_bit_for_bit(
     run_folder: Path, tmp_path: Path
 ) -> None:
-    sites = find_hospitals(copied(run_folder.parent / "hospitals", tmp_path / "hospitals"))
+    sites = find_hospitals(copied(run_folder.parent / "hospitals", tmp_path / "hospitals")).sites
     (sites[HOSTILE].parent / "store" / "index.json").write_text("{}")  # here it refuses every round
     write_study(tmp_path / "run", hostile_study(list(sites), ROUNDS_WITHOUT))
     (tmp_path / "run" / "size_groups.json").write_bytes((run_folder / "size_groups.json").read_bytes())
