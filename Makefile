@@ -44,5 +44,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing dsan-federated and its test tools into $(VENV) (a minute or two; torch is large)"
-	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,ray,pacs,onnx]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,ray,pacs,onnx,lungmask]'
 	@touch $@ $(VENV)/.run

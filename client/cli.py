@@ -300,7 +300,9 @@ def diagnose(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="DICOM folders, NIfTI, NRRD or MetaImage files.", show_default=False
+            metavar="INPUT...",
+            help="Folders of a study or series in DICOM; NIfTI, NRRD or MetaImage files.",
+            show_default=False,
         ),
     ],
     model: Annotated[Path, typer.Option(help="A model package, as runs/NAME/model.", show_default=False)],
@@ -311,6 +313,9 @@ def diagnose(
     ] = None,
     vbnet: Annotated[
         Path | None, typer.Option(help="Weights of VB-Net that segment where no mask is given.")
+    ] = None,
+    lungmask: Annotated[
+        Path | None, typer.Option(help="Weights of lungmask's R231 that find the lungs instead (extra).")
     ] = None,
     device: Annotated[Device, typer.Option(help="What the networks run on.")] = Device.AUTO,
     precision: Annotated[
@@ -335,7 +340,8 @@ def diagnose(
         from client.diagnose_report import DiagnoseRequest, diagnose_scans
         from client.terminal import say
 
-        scans = [Scan(path, lung_mask, infection_mask, max_slice_thickness, vbnet) for path in inputs]
+        masks = (lung_mask, infection_mask, max_slice_thickness, vbnet, lungmask)
+        scans = [Scan(path, *masks) for path in inputs]
         request = DiagnoseRequest(tuple(scans), model, out, device.value, Precision(precision.value))
         outcome = diagnose_scans(request, import_s=time.monotonic() - STARTED, say=say)
         _print(json.dumps(outcome.results, indent=1) if as_json else outcome.text)

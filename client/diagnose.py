@@ -64,6 +64,7 @@ class Scan:
     infection_mask: Path | None = None
     max_slice_thickness_mm: float = MAX_SLICE_THICKNESS_MM
     vbnet: Path | None = None  # weights that segment instead of the built-in method
+    lungmask: Path | None = None  # weights that find the lungs instead
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,13 @@ def _voxel_digest(ct: sitk.Image) -> str:
 
 
 def _masks(scan: Scan, ct: sitk.Image) -> tuple[Segmentation, Segmentation]:
-    chosen = SegmentationTable(lungs="classical", infection="crude")
-    if scan.vbnet is not None:
-        chosen = SegmentationTable(lungs="vbnet", infection="vbnet", weights=str(scan.vbnet))
+    vbnet, lungmask = scan.vbnet, scan.lungmask
+    chosen = SegmentationTable(
+        lungs="lungmask" if lungmask else "vbnet" if vbnet else "classical",
+        infection="vbnet" if vbnet else "crude",
+        weights=str(vbnet.absolute()) if vbnet else "",
+        lungmask_weights=str(lungmask.absolute()) if lungmask else "",
+    )
     return both_masks(scan.lung_mask, scan.infection_mask, chosen, ct)
 
 

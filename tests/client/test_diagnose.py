@@ -116,6 +116,19 @@ def test_what_no_mask_is_given_for_is_segmented_and_the_result_says_so(
     assert 1500 < found.lung_volume_ml < 8000
 
 
+def test_weights_of_lungmask_find_the_lungs_in_place_of_the_built_in_method(
+    model: Model, cohort_factory: ModuleType, tmp_path: Path
+) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "other.pth")
+    case = scan(cohort_factory, tmp_path)
+    chosen = Scan(case.image, infection_mask=case.infection_mask, lungmask=tmp_path / "other.pth")
+    with pytest.raises(FindingError, match=r"SEG-(WEIGHTS|EXTRA)") as caught:  # the package may be absent
+        diagnose(model, chosen)
+    assert "lungmask" in str(caught.value)
+    given = Scan(case.image, case.lung_mask, case.infection_mask, lungmask=tmp_path / "other.pth")
+    assert diagnose(model, given).mask_source == {"lung": "given", "infection": "given"}
+
+
 def test_many_scans_are_diagnosed_with_one_model_and_a_bad_one_stops_no_other(
     cohort_factory: ModuleType, tmp_path: Path
 ) -> None:
