@@ -11,13 +11,14 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 
+from client.branch_training import TrainedBranch
 from client.findings import Finding, FindingError
 from client.machine_audit import read_machine
 from client.preparation import PreparedEntry, load_prepared, segmentation_target
 from client.segment_train_state import Standing, keep_standing, load_standing
 from client.site import SiteConfig
 from client.study_cases import RefusedError
-from client.vbnet_training import TrainedVBNet, VBNetTask, train_vbnet, vbnet_counts
+from client.vbnet_training import VBNetTask, train_vbnet, vbnet_counts
 from dsan_model.cases import patient_folds
 from dsan_model.dice import STRUCTURES, DiceCounts
 from dsan_model.patches import PRESETS, SegmentationPreset
@@ -77,7 +78,7 @@ def _beginning(values: SegmentationPreset, seed: int) -> Standing:
     return Standing(0, weights, {}, 0, weights, DiceCounts.empty())
 
 
-def _after(standing: Standing, trained: TrainedVBNet, counts: DiceCounts) -> Standing:
+def _after(standing: Standing, trained: TrainedBranch, counts: DiceCounts) -> Standing:
     """One epoch further; the epoch is the best if it validates better than those before."""
     epochs = standing.epochs + 1
     further = replace(standing, epochs=epochs, weights=trained.weights, optimiser=trained.optimiser)

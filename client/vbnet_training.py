@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from client.branch_training import TrainedBranch
 from client.finished_work import load_optimiser_tensors, optimiser_tensors
 from client.preparation import PreparedEntry
 from client.segmentation_store import StoredScans
@@ -51,22 +52,13 @@ class VBNetTask:
     incoming: FlatWeights
 
 
-@dataclass(frozen=True)
-class TrainedVBNet:
-    """The trained weights, and the optimiser's state after them."""
-
-    training: BranchTraining
-    weights: FlatWeights
-    optimiser: dict[str, Tensor]
-
-
 def train_vbnet(
     task: VBNetTask,
     entries: Entries,
     optimiser_state: dict[str, Tensor],
     machine: Machine,
     progress: Progress = lambda done, steps: None,
-) -> TrainedVBNet:
+) -> TrainedBranch:
     """All local epochs of a round, from the incoming weights; RefusedError if the loss diverges."""
     started, config = time.monotonic(), task.training
     scans = StoredScans(tuple(entry.path for entry in entries))
@@ -87,7 +79,7 @@ def train_vbnet(
             train_patches(network, optimiser, batches, machine, tell, proximal, config.proximal_mu)
         )
     training = _summary(entries, results, learning_rate(config, epochs[-1]), time.monotonic() - started)
-    return TrainedVBNet(training, flatten(network.state_dict()), optimiser_tensors(optimiser))
+    return TrainedBranch(training, flatten(network.state_dict()), optimiser_tensors(optimiser))
 
 
 def vbnet_counts(

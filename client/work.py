@@ -23,7 +23,7 @@ from client.preparation import PreparedEntry, count_left_out
 from client.site import SiteConfig
 from client.site_training import train_branch
 from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases, study_target
-from client.vbnet_training import TrainedVBNet, VBNetTask, train_vbnet, vbnet_counts
+from client.vbnet_training import VBNetTask, train_vbnet, vbnet_counts
 from client.volume_store import load_masks, load_volume
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup
 from dsan_model.dice import DiceCounts
@@ -236,7 +236,7 @@ def _trained(
     samples: CaseSamples,
     incoming: FlatWeights,
     optimiser: dict[str, Tensor],
-) -> TrainedBranch | TrainedVBNet:
+) -> TrainedBranch:
     terms, name, report = request.terms, site.config.name, partial(_report, site, branch)
     if terms.segmentation is not None:
         of_site = VBNetTask(terms.segmentation, terms.training, terms.seed, name, request.round, incoming)

@@ -7,7 +7,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -15,12 +14,9 @@ from typing import Any
 import httpx
 import pytest
 from centre_folder import write_centre
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from debian_programs import debian_program
 from prometheus_client import CollectorRegistry
+from self_signed import write_certificates
 
 from client.daemon_status import ConnectionStatus
 from client.egress import EgressLine, record_egress
@@ -88,25 +84,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteConfig:
             config.state_folder, EgressLine(time.time(), "round", "eight", 3, n_bytes, "0" * 64, code)
         )
     return config
-
-
-def write_certificates(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True)
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=90))
-        .sign(key, hashes.SHA256())
-    )
-    for name in names:
-        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def families(*registries: CollectorRegistry) -> dict[str, set[str]]:

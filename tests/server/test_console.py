@@ -7,18 +7,13 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import pytest
 from centre_folder import write_centre, write_watched
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from debian_programs import debian_program
+from self_signed import write_certificates
 
 from server.console import Access, ConsoleServer
 from server.ledger import LedgerEntry, append_event, append_round
@@ -139,7 +134,7 @@ def test_a_request_for_another_host_is_refused_on_loopback(console: str) -> None
 def test_elsewhere_than_on_loopback_a_token_is_asked_for_over_tls(centre: Path) -> None:
     with pytest.raises(ValueError, match="needs a token"):
         ConsoleServer(centre, "0.0.0.0")
-    write_certificate(centre)
+    write_certificates(centre, "server")
     server = ConsoleServer(centre, access=Access("t0ken", centre / "server.crt", centre / "server.key"))
     url = f"https://127.0.0.1:{server.start()}"
     with httpx.Client(verify=ssl.create_default_context(cafile=str(centre / "server.crt"))) as client:
@@ -151,27 +146,6 @@ def test_elsewhere_than_on_loopback_a_token_is_asked_for_over_tls(centre: Path) 
     with pytest.raises(httpx.TransportError):
         httpx.get(url.replace("https", "http"))
     server.stop()
-
-
-def write_certificate(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "centre")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (folder / "server.key").write_bytes(pem)
 
 
 def test_a_port_that_is_taken_is_an_error(centre: Path, console: str) -> None:
