@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from client.connection import Contact, reach
@@ -43,16 +44,16 @@ class ConnectionWatch:
         last = node.contact if node is not None else None
         is_connected = self._is_connected()
         contact = self._contact
-        reason, fix = (contact.reason, contact.fix) if contact.code is not None else ("", "")
-        if not is_connected and not reason:
+        if contact.code is None:
             said = node.trouble.splitlines()[-1] if node is not None and node.trouble else "nothing yet"
             reason = f"the centre can be reached; the SuperNode is not connected and says: {said}"
+            contact = replace(contact, code="CONNECT-NODE", reason=reason)
         return ConnectionStatus(
             is_connected=is_connected,
             last_contact=last,
             code=None if is_connected else contact.code,
-            reason="" if is_connected else reason,
-            fix="" if is_connected else fix,
+            reason="" if is_connected else contact.reason,
+            fix="" if is_connected else contact.fix,
             clock_ahead_s=contact.clock_ahead_s,
             watched_since=watch.connected_since if watch is not None else None,
             not_watched=watch.reason if watch is not None else "there is no SiteWatch on loopback",

@@ -261,6 +261,7 @@ class Daemon:
         """What SiteWatch tells the centre; called in its thread."""
         work = self.work_status()
         phase = "drained" if self.is_draining and work.phase == "idle" else work.phase
+        trouble = self._connection().code if phase == "idle" else None
         return SiteStatus(
             study=work.study,
             round=work.round or 0,
@@ -270,7 +271,7 @@ class Daemon:
             steps=work.steps,
             eta_s=work.eta_s or 0.0,
             disk_free_bytes=shutil.disk_usage(self.site.home).free,
-            last_error=last_refusal(self.state) or "",
+            last_error=trouble or last_refusal(self.state) or "",
             release=release(),
             phase_since_unix_s=work.since or 0.0,
         )

@@ -303,6 +303,8 @@ def _why_away(site: SiteInRun, now: float) -> str:
         return f"silent for {duration(age)} on a connection that stands"
     if known.clock_ahead_s > CLOCK_S:
         return f"its clock is {known.clock_ahead_s:.0f} s ahead: Flower refuses it until that is mended"
+    if known.status.last_error.startswith("CONNECT-"):
+        return f"its daemon is there, its SuperNode is not connected ({known.status.last_error})"
     if known.status.phase == "drained":
         return f"drained: it takes no message until `dsan-server undrain {site.name}`"
     return ""

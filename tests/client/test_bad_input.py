@@ -4,12 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
-
 TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "bad_input.py"
 
 
-@pytest.mark.long
 def test_no_kind_of_bad_input_passes_in_silence_and_every_neighbour_is_processed(tmp_path: Path) -> None:
     """The whole path: `prepare` for cases, and for all else the command that reads it."""
     specification = importlib.util.spec_from_file_location("bad_input", TABLE)

@@ -98,6 +98,13 @@ def test_a_site_that_is_silent_on_a_standing_connection_is_named(running: Path) 
     assert site(running, "east").late.startswith("silent for 4")
 
 
+def test_a_site_whose_daemon_lives_while_its_supernode_is_away_is_named(running: Path) -> None:
+    known = read_watch(running / "state")["east"]
+    report = replace(known.status, phase="idle", last_error="CONNECT-NODE")
+    write_watched(running, east=replace(known, status=report))
+    assert site(running, "east").late == "its daemon is there, its SuperNode is not connected (CONNECT-NODE)"
+
+
 def test_a_clock_that_flower_will_refuse_is_named(running: Path) -> None:
     known = read_watch(running / "state")["east"]
     write_watched(running, east=replace(known, clock_ahead_s=61.0))
