@@ -35,11 +35,12 @@ from server.refusals import RefusedError
 from server.report import write_report
 from server.report_input import ReportError
 from server.results import Row, StudyOutcome, study_results, write_results
-from server.rounds import StudyPausedError, load_selected, select, train, validate_newest
+from server.rounds import StudyPausedError, load_selected, train, validate_newest
 from server.run_state import OnDemand
 from server.scores_file import write_scores
 from server.segmentation_package import write_segmentation_package
 from server.segmentation_results import SegmentationOutcome, segmentation_results
+from server.selection import select
 from server.study import StudyConfig, read_study
 
 LOCK_S = 5.0  # the daemon looks at the lock now and then, and a process that was stopped takes a while to end

@@ -89,6 +89,8 @@ class SelectedRound(_Part):
 
     round: int
     validation_auc: Score = None
+    compared_rounds: tuple[int, ...] = ()
+    compared_sites: tuple[str, ...] = ()
 
 
 class Controls(_Part):

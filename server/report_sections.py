@@ -51,7 +51,7 @@ from server.report_tables import (
     timing_table,
     traffic_table,
 )
-from server.segmentation_report import dice_section, rounds_section
+from server.segmentation_report import dice_section, rounds_section, selection_notes
 
 ROUNDS_PER_MATRIX = (
     24  # more columns than this do not fit the width of the page: a longer study gets blocks of equal width
@@ -195,7 +195,7 @@ def _curves(run: RunFolder) -> Section:
     )
     figure = Figure(curve_panels(curves, selection), caption)
     if selection:
-        return Section(anchor, title, (figure,))
+        return Section(anchor, title, (figure, *selection_notes(selection, {p.round for p in curves})))
     return Section(anchor, title, (figure, Note(_why_no(run, "model_selection"), "small")))
 
 

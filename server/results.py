@@ -30,8 +30,8 @@ from server.ensemble_fit import FittedEnsemble
 from server.exchange import Exchange, Failure
 from server.held_out import Explained, HeldOut
 from server.ledger import last_statuses
-from server.rounds import Selection, validation_counts
 from server.run_state import RoundRecord, RunState
+from server.selection import Selection, validation_counts
 from server.study import StudyConfig
 
 RESULTS = "results.json"
@@ -81,7 +81,7 @@ def study_results(run_folder: Path, outcome: StudyOutcome, exchange: Exchange, t
         "complete": all(site["complete"] for site in sites),
         "sites": sites,
         "model_selection": {
-            branch.value: {"round": chosen.round, "validation_auc": chosen.validation_score}
+            branch.value: selection_row(chosen, "validation_auc")
             for branch, chosen in outcome.selection.items()
         },
         "controls": {"auc_infection_ratio": _ratio_control(outcome)},
@@ -286,6 +286,16 @@ def _means(sums: list[AttentionSums]) -> Row:
 
 def _training_seconds(record: RoundRecord) -> float:
     return sum(branch.seconds for site in record.training.values() for branch in site.values())
+
+
+def selection_row(chosen: Selection, metric: str) -> Row:
+    """The selected round, its score under the metric's name, and what it was compared with and on."""
+    return {
+        "round": chosen.round,
+        metric: chosen.validation_score,
+        "compared_rounds": list(chosen.rounds),
+        "compared_sites": list(chosen.sites),
+    }
 
 
 def timing(state: RunState, total_s: float) -> Row:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,18 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from dsan_daemon.logs import logging_about
-from dsan_model.metrics import auc
 from dsan_model.network import initial_state
 from dsan_model.protocol import (
-    BranchCounts,
     BranchTraining,
     CaseSet,
     EvaluateReply,
     EvaluateRequest,
     RoundReply,
     RoundRequest,
-    added_dice,
-    added_scores,
 )
 from dsan_model.sampling import Branch, size_balanced_probabilities
 from dsan_model.traffic import PackedWeights, pack
@@ -44,6 +39,7 @@ from server.run_state import (
     prune_rounds,
     write_round,
 )
+from server.selection import Selection, rounds_to_keep, validation_score
 from server.spool import Spool
 from server.start_package import read_start_package
 from server.study import StudyConfig
@@ -54,14 +50,6 @@ log = logging.getLogger("dsan.server")
 
 class StudyPausedError(Exception):
     """The study may not go on by its own rules; it can be resumed where it stopped."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The round whose weights a branch goes on with; its pooled validation score, None if not defined."""
-
-    round: int
-    validation_score: float | None
 
 
 def train(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> RunState:
@@ -104,7 +92,7 @@ def _written(
 
 def _finish(run_folder: Path, state: RunState) -> None:
     finish_round(run_folder, state)
-    prune_rounds(run_folder, state, {best.round for best in select(state).values()})
+    prune_rounds(run_folder, state, rounds_to_keep(state))
 
 
 def validate_newest(
@@ -130,19 +118,6 @@ def validate_newest(
     return state.validated(counts), failures
 
 
-def select(state: RunState) -> dict[Branch, Selection]:
-    """The best round of every branch by pooled validation score, the earlier one on a tie (IV-C).
-
-    Only rounds that the same sites validated are compared, the most that ever did, and of two such groups the
-    one of more rounds: a site that was missing once does not change what "best" means. Without any score (one
-    class) the newest round is taken.
-    """
-    groups = Counter(frozenset(counts) for counts in state.validation[1:] if counts)
-    widest = max(groups, key=lambda sites: (len(sites), groups[sites], sorted(sites)), default=None)
-    comparable = [r for r, counts in enumerate(state.validation) if r > 0 and frozenset(counts) == widest]
-    return {branch: _best(state, branch, comparable) for branch in state.weights}
-
-
 def outgoing(state: RunState, study: StudyConfig, spool: Spool) -> dict[Branch, PackedWeights]:
     """The newest weights as the sites get them: what is validated and chosen is what travelled.
 
@@ -155,37 +130,22 @@ def outgoing(state: RunState, study: StudyConfig, spool: Spool) -> dict[Branch, 
 def load_selected(
     run_folder: Path, study: StudyConfig, state: RunState, selection: dict[Branch, Selection], spool: Spool
 ) -> dict[Branch, PackedWeights]:
-    """The weights of the selected round of every branch, as the sites validated them."""
+    """The weights of the selected round of every branch, as the sites validated them.
+
+    StudyPausedError if they are not whole on disk.
+    """
 
     def selected(branch: Branch) -> FlatWeights:
         chosen = selection[branch].round
-        is_newest = chosen == state.round
-        return state.weights[branch] if is_newest else load_round_weights(run_folder, chosen, branch)
+        if chosen == state.round:
+            return state.weights[branch]
+        try:
+            return load_round_weights(run_folder, chosen, branch)
+        except ValueError as error:
+            fix = "Restore the folder of that round from a copy, then resume."
+            raise StudyPausedError(f"the selected round {chosen} cannot be read: {error}. {fix}") from None
 
     return {branch: spool.kept(pack(selected(branch), study.precision)) for branch in selection}
-
-
-def validation_counts(state: RunState, round_number: int, branch: Branch) -> list[BranchCounts]:
-    """How the weights after a round did at each site that validated them."""
-    return [counts[branch] for counts in state.validation[round_number].values()]
-
-
-def validation_score(state: RunState, round_number: int, branch: Branch) -> float | None:
-    """Of all sites together: the AUC, of VB-Net the mean Dice; None if it is not defined."""
-    counts = validation_counts(state, round_number, branch)
-    if branch is Branch.VBNET:
-        return added_dice(counts).score
-    found = auc(added_scores(counts).histogram())
-    return None if found is None else found[0]
-
-
-def _best(state: RunState, branch: Branch, rounds: list[int]) -> Selection:
-    found = {r: validation_score(state, r, branch) for r in rounds}
-    scores = {r: value for r, value in found.items() if value is not None}
-    if not scores:
-        return Selection(state.round, None)
-    best = max(scores, key=lambda r: (scores[r], -r))
-    return Selection(best, scores[best])
 
 
 def _at_the_start(study: StudyConfig, run_folder: Path) -> RunState:

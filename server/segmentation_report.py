@@ -1,7 +1,8 @@
 """The sections of the report that only a segmentation study has: Dice, and its rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
+from dsan_model.sampling import Branch
 from server.report_blocks import (
     GROUP_TITLE,
     SET_TITLE,
@@ -14,7 +15,7 @@ from server.report_blocks import (
     count_text,
     score_text,
 )
-from server.report_input import DiceRow, RunFolder, SegmentationPoint
+from server.report_input import DiceRow, RunFolder, SegmentationPoint, SelectedRound
 
 ALL = "all"
 
@@ -45,7 +46,22 @@ def rounds_section(run: RunFolder) -> Section:
     rows = tuple(Row((Head(str(point.round)),), _point_cells(point)) for point in points)
     chosen = ", ".join(str(selected.round) for selected in run.results.model_selection.values())
     text = f"Lungs, infection: mean Dice on the validation cases after the round. Kept: round {chosen}."
-    return Section(anchor, title, (Table((header,), rows), Note(text, "small")))
+    notes = selection_notes(run.results.model_selection, {point.round for point in points})
+    return Section(anchor, title, (Table((header,), rows), Note(text, "small"), *notes))
+
+
+def selection_notes(selection: Mapping[Branch, SelectedRound], rounds: Set[int]) -> tuple[Note, ...]:
+    """A warning where rounds were left out of the selection, as other sites had validated them."""
+    chosen = next(iter(selection.values()))
+    left_out = sorted(rounds - set(chosen.compared_rounds)) if chosen.compared_rounds else []
+    if not left_out:
+        return ()
+    text = (
+        f"Rounds {', '.join(map(str, left_out))} were not compared: other sites had validated them. The best "
+        f"of the other {len(chosen.compared_rounds)} is by the validation cases of "
+        f"{', '.join(chosen.compared_sites)}."
+    )
+    return (Note(text, "warning"),)
 
 
 def _by_group(rows: Sequence[DiceRow]) -> Table:

@@ -18,13 +18,14 @@ from server.results import (
     case_weighted_mean,
     failure_rows,
     ratio_histogram,
+    selection_row,
     site_rows,
     table1,
     timing,
     traffic,
 )
-from server.rounds import Selection, validation_counts
 from server.run_state import RunState
+from server.selection import Selection, validation_counts
 from server.study import StudyConfig
 
 ALL = "all"
@@ -65,9 +66,7 @@ def segmentation_results(
         },
         "complete": all(site["complete"] for site in sites),
         "sites": sites,
-        "model_selection": {
-            Branch.VBNET.value: {"round": selection.round, "validation_dice": selection.validation_score}
-        },
+        "model_selection": {Branch.VBNET.value: selection_row(selection, "validation_dice")},
         "dice": _dice_rows(outcome),
         "timing": timing(state, total_s),
         "traffic": traffic(state, exchange),
