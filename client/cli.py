@@ -95,6 +95,9 @@ def init(
 def join(
     kit: Annotated[Path, typer.Argument(help="The operator's answer, NAME.kit.json.", show_default=False)],
     config: Config = Path("site.toml"),
+    new_authority: Annotated[
+        bool, typer.Option("--new-authority", help="Trust another centre than the one joined before.")
+    ] = False,
 ) -> None:
     """Take the operator's answer and try the connection.
 
@@ -107,7 +110,8 @@ def join(
         from client.join import join as join_site
         from client.join import join_text
 
-        _print(join_text(join_site(kit, config), config))
+        joined = join_site(kit, config, _print, takes_new_authority=new_authority)
+        _print(join_text(joined, config))
 
 
 @app.command()
@@ -354,6 +358,8 @@ def _loopback(superlink: str | None, watch: str | None) -> tuple[str, str | None
         if address is not None and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
             raise typer.BadParameter(f"{address} is not 127.0.0.1:PORT: in the clear on this computer only")
     if superlink is None:
+        if watch is not None:
+            raise typer.BadParameter("--insecure-watch needs --insecure-loopback: over TLS it goes unsaid")
         return None
     return superlink, watch
 

@@ -317,6 +317,8 @@ class Daemon:
         work = Work(
             taken=node.taken if node else None,
             sending=node.sending if node else None,
+            pushed=node.pushed if node else None,
+            contact=node.contact if node else None,
             began=record.started if record else None,
             is_alive=is_clientapp_alive(record),
             progress=line.time if line else None,

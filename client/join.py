@@ -1,5 +1,6 @@
 """`dsan-client join`: take the operator's answer, and try the connection that the daemon will use."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from client.connection import Contact, admit, reach
 from client.daemon_status import is_daemon_alive
 from client.findings import Finding, FindingError
 from client.keys import CA_CERTIFICATE, NODE_KEY
-from client.kit import check_kit, read_kit, store_kit
+from client.kit import check_kit, read_kit, require_same_authority, store_kit
 from client.site import SiteConfig, read_site
 from client.site_folder import add_server
 from dsan_daemon.fingerprints import certificate_fingerprint
@@ -23,16 +24,22 @@ class JoinResult:
     is_started: bool  # its daemon runs, whose node must not be logged off
 
 
-def join(kit_file: Path, config: Path) -> JoinResult:
+def join(
+    kit_file: Path, config: Path, say: Callable[[str], None], *, takes_new_authority: bool = False
+) -> JoinResult:
     """Check the kit against this site and this installation, keep it, and try the connection.
 
-    FindingError: KIT-... (nothing was stored), CONNECT-... or ADMIT-... (the kit was stored: `start` would
-    go on trying).
+    `say` gets the authority's fingerprint before anything is tried. FindingError: KIT-... (nothing was
+    stored), CONNECT-... or ADMIT-... (the kit was stored: `start` would go on trying).
     """
     site = read_site(config)
     kit = read_kit(kit_file)
     check_kit(kit, site, kit_file.name)
     authority = site.keys_folder / CA_CERTIFICATE
+    if not takes_new_authority:
+        require_same_authority(kit, authority, kit_file.name)
+    say(f"authority  {certificate_fingerprint(kit.ca_certificate.encode())}")
+    say("           compare it with the operator by telephone")
     is_new_authority = authority.exists() and authority.read_text() != kit.ca_certificate
     store_kit(kit, site)
     changes = [f"authority and certificate of {kit.server} are kept in {site.keys_folder}"]
@@ -95,12 +102,7 @@ def require_joined(site: SiteConfig) -> None:
 
 def join_text(result: JoinResult, config: Path) -> str:
     """What was done, and what comes next."""
-    authority = certificate_fingerprint((result.site.keys_folder / CA_CERTIFICATE).read_bytes())
-    lines = [
-        *result.changes,
-        f"authority  {authority}",
-        "           compare it with the operator by telephone",
-    ]
+    lines = [*result.changes]
     if result.is_started:
         return "\n".join([*lines, f"{result.site.server.address} answers; the daemon goes on"])
     lines += [f"connected: {result.site.server.address} takes {result.site.name}", ""]

@@ -54,8 +54,8 @@ def make_keys(folder: Path, site: str) -> PublicKeys:
     if not (folder / NODE_PUBLIC).exists():
         (folder / NODE_PUBLIC).write_text(f"{node} {site}\n")
     request = folder / WATCH_REQUEST
-    if not request.exists():
-        request.write_bytes(_request(load_watch_key(folder / WATCH_KEY), site))
+    if not request.exists() or _requested_name(request) != site:
+        write_atomically(request, _request(load_watch_key(folder / WATCH_KEY), site))
     return PublicKeys(node, request.read_text())
 
 
@@ -95,6 +95,16 @@ def _request(key: ec.EllipticCurvePrivateKey, site: str) -> bytes:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(Encoding.PEM)
+
+
+def _requested_name(request: Path) -> str | None:
+    """The name that a certificate request asks for; None if it does not read."""
+    try:
+        subject = x509.load_pem_x509_csr(request.read_bytes()).subject
+    except ValueError:
+        return None
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None
 
 
 def _unreadable(path: Path, reason: object) -> FindingError:

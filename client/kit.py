@@ -73,6 +73,24 @@ def check_kit(kit: Kit, site: SiteConfig, file_name: str) -> None:
         raise _refused("KIT-RELEASE", file_name, message, "Install the same release at both sides.")
 
 
+def require_same_authority(kit: Kit, kept: Path, file_name: str) -> None:
+    """A kit never replaces the authority that this site has joined by another: FindingError KIT-AUTHORITY.
+
+    A renewed certificate of the same authority has the same key.
+    """
+    if not kept.exists():
+        return
+    try:
+        known = x509.load_pem_x509_certificate(kept.read_bytes())
+    except (OSError, ValueError):
+        return  # nothing that could be trusted is lost
+    new = x509.load_pem_x509_certificate(kit.ca_certificate.encode())
+    if known.public_key() != new.public_key():
+        message = "it comes from another authority than the one that this site has joined"
+        fix = "If the operator confirms by telephone that the centre was founded anew: --new-authority."
+        raise _refused("KIT-AUTHORITY", file_name, message, fix)
+
+
 def store_kit(kit: Kit, site: SiteConfig) -> None:
     """Keep the authority and the certificate of the site beside its keys."""
     write_atomically(site.keys_folder / CA_CERTIFICATE, kit.ca_certificate.encode())

@@ -26,6 +26,7 @@ class NodeState:
     message_kind: str = ""  # "train.round"
     taken: float | None = None
     sending: float | None = None  # since when its answer is on the way
+    pushed: float | None = None  # when the centre last took a piece of an answer
     answered: int = 0  # replies that were sent since the start
     trouble: str = ""  # the last error that Flower logged; it stays at the site
 
@@ -41,6 +42,7 @@ GIVEN_UP = (
     "Run ID %s is not in `RUNNING` status. Ignoring message %s.",
     "Run ID %s is not in `RUNNING` status. Ignoring reply message %s.",
 )
+PUSH_PATH = "/v1/fleet/push-object"
 TEMPLATES = (NODE_ID, RECEIVING, SENDING, SENT, *GIVEN_UP)
 
 
@@ -99,9 +101,11 @@ def _after(state: NodeState, record: logging.LogRecord) -> NodeState:
 
 def _after_answer(state: NodeState, arguments: tuple[object, ...]) -> NodeState:
     """httpx logs method, URL, version, status and phrase of every answer."""
-    status = int(str(arguments[3]))
-    is_refused = status >= 400
-    return replace(state, contact=time.time(), http_status=status if is_refused else None)
+    status, now = int(str(arguments[3])), time.time()
+    if status >= 400:
+        return replace(state, contact=now, http_status=status)
+    is_piece = str(arguments[1]).endswith(PUSH_PATH)
+    return replace(state, contact=now, http_status=None, pushed=now if is_piece else state.pushed)
 
 
 def _idle(state: NodeState) -> NodeState:

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from client.findings import Finding, FindingError
 from client.slice_thickness import MAX_SLICE_THICKNESS_MM
@@ -58,6 +58,13 @@ class ServerTable(Strict):
     """[server]: the centre that this site works for."""
 
     address: Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$|^$")] = ""
+
+    @field_validator("address")
+    @classmethod
+    def _port_exists(cls, address: str) -> str:
+        if address and not 1 <= int(address.rpartition(":")[2]) <= 65535:
+            raise ValueError("the port is none: give 1 to 65535")
+        return address
 
 
 class PolicyTable(Strict):

@@ -126,9 +126,8 @@ class Supervisor:
     def _retire(self, child: _Child, code: int, now: float) -> None:
         lived = now - child.status.since
         first = child.program.first_pause_s
-        child.pause_s = (
-            first if lived >= STEADY_S or not child.pause_s else min(2 * child.pause_s, LONGEST_PAUSE_S)
-        )
+        longer = max(first, min(2 * child.pause_s, LONGEST_PAUSE_S))
+        child.pause_s = first if lived >= STEADY_S else longer
         child.process, child.start_at = None, now + child.pause_s
         child.status.pid, child.status.last_exit, child.status.since = None, code, now
         self._write_record()

@@ -1,5 +1,7 @@
 """The centre's folder: where everything lies, and its settings, server.toml (docs/reference/files.md)."""
 
+import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,7 +80,7 @@ class Centre:
 def open_centre(folder: Path) -> tuple[Centre, ServerConfig]:
     """The centre of a folder and its settings.
 
-    Raises RefusedError CENTRE-MISSING, or ConfigurationError that names every wrong key.
+    Raises RefusedError CENTRE-MISSING or CENTRE-OWNER, or ConfigurationError that names every wrong key.
     """
     centre = Centre(folder.resolve())
     if not centre.settings.exists():
@@ -89,7 +91,29 @@ def open_centre(folder: Path) -> tuple[Centre, ServerConfig]:
             "Give the centre's folder with --dir, or make one with `dsan-server init --host NAME`.",
             ExitCode.BAD_CONFIGURATION,
         )
+    _require_owner(centre)
     return centre, read_configuration(centre.settings, ServerConfig)
+
+
+def _require_owner(centre: Centre) -> None:
+    """What another user writes, the daemon could not: it would begin a study that it cannot remember."""
+    owner = centre.folder.stat().st_uid
+    if owner != os.geteuid():
+        name = _user_name(owner)
+        raise RefusedError(
+            "CENTRE-OWNER",
+            str(centre.folder),
+            f"the folder belongs to {name}, and this is {_user_name(os.geteuid())}",
+            f"Give the command as its owner: `runuser -u {name} -- dsan-server ...`.",
+            ExitCode.NOT_PERMITTED,
+        )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def run_folder_of(centre: Centre, run: str) -> Path:

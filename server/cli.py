@@ -64,7 +64,7 @@ def enrol(
         from server.admittance import enrol_site
         from server.centre import open_centre
         from server.founding import authority_fingerprint
-        from server.sites import await_nodes
+        from server.sites import await_nodes, who_lets_in
 
         centre, config = open_centre(folder)
         enrolled = []
@@ -80,12 +80,13 @@ def enrol(
             _print(f"  its node key:   {site.fingerprint}")
             _print(f"  its watch key:  {site.watch_fingerprint}")
         if late := await_nodes(centre, enrolled, NODES_S):
-            _print(f"the daemon has not let in {', '.join(late)} yet and goes on trying: its log says why")
-        _print(f"the authority in the kits (SHA-256): {authority_fingerprint(centre)}")
-        _print(
-            "Compare these by telephone with each site before you send its kit: they must be what "
-            "`dsan-client init` printed there. If they are not: `dsan-server revoke NAME`."
-        )
+            _print(f"not let in yet: {', '.join(late)}; {who_lets_in(centre)}")
+        if enrolled:
+            _print(f"the authority in the kits (SHA-256): {authority_fingerprint(centre)}")
+            _print(
+                "Compare these by telephone with each site before you send its kit: they must be what "
+                "`dsan-client init` printed there. If they are not: `dsan-server revoke NAME`."
+            )
     if refused:
         raise typer.Exit(ExitCode.BAD_DATA)
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,12 +241,13 @@ def _next_round(
         weights=weights,
     )
     gathered = _Gathered({branch: [] for branch in state.weights})
+    _require_possible(gathered, run_folder, request.round, study, enrolled)
     for outcome in exchange.ask(_for_each_site(request, state, enrolled), RoundReply):
         _take(gathered, outcome, request, enrolled, study)
         exchange.spool.let_go()
     _count_absent(gathered, request.round, study, enrolled)
     append_round(run_folder, gathered.ledger())
-    _require_quorum(gathered, request.round, study, enrolled)
+    _require_quorum(request.round, study, enrolled, gathered.training)
     record = RoundRecord(
         round=request.round,
         study_digest=study.digest,
@@ -327,14 +329,28 @@ def _required(study: StudyConfig, enrolled: Enrolled) -> list[str]:
     return sorted(study.sites.training) or enrolled.required
 
 
-def _require_quorum(gathered: _Gathered, round_number: int, study: StudyConfig, enrolled: Enrolled) -> None:
+def _require_possible(
+    gathered: _Gathered, run_folder: Path, round_number: int, study: StudyConfig, enrolled: Enrolled
+) -> None:
+    """Nobody trains for hours in a round that too few can take part in: it is paused before it is sent."""
+    try:
+        _require_quorum(round_number, study, enrolled, enrolled.training)
+    except StudyPausedError:
+        _count_absent(gathered, round_number, study, enrolled)
+        append_round(run_folder, gathered.ledger())
+        raise
+
+
+def _require_quorum(
+    round_number: int, study: StudyConfig, enrolled: Enrolled, there: Collection[str]
+) -> None:
     everybody = {*_required(study, enrolled), *enrolled.training}
     quorum = study.participation.quorum or len(everybody)
-    if len(gathered.training) < max(1, quorum):
-        missing = ", ".join(sorted(everybody - set(gathered.training)))
+    if len(there) < max(1, quorum):
+        missing = ", ".join(sorted(everybody - set(there)))
         raise StudyPausedError(
-            f"round {round_number} has {len(gathered.training)} of the {quorum} training sites that it "
-            f"needs; missing: {missing}. Mend these sites and resume the study, or lower participation.quorum"
+            f"round {round_number} has {len(there)} of the {quorum} training sites that it needs; missing: "
+            f"{missing}. Mend these sites and resume the study, or lower participation.quorum"
         )
 
 

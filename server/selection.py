@@ -1,4 +1,4 @@
-"""Which round's weights a branch goes on with: the best on the validation cases, the last one included (IV-C)."""
+"""Which round's weights a branch goes on with: the best on the validation cases, the last included (IV-C)."""
 
 from dataclasses import dataclass
 

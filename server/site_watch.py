@@ -22,6 +22,7 @@ from dsan_model.watch_pb2 import Order, SiteStatus
 from dsan_model.watch_pb2_grpc import SiteWatchServicer, add_SiteWatchServicer_to_server
 from server.orders import mark_taken, waiting_orders
 from server.watch_file import (
+    TWOFOLD_FROM,
     WRITE_EVERY_S,
     SiteReport,
     Watched,
@@ -260,7 +261,10 @@ class _Service(SiteWatchServicer):
                 older.refuse(StatusCode.ABORTED, f"{site} has opened a newer stream")
             self._streams[site] = stream
             known = self._watched.get(site, WatchedSite(SiteReport(), now, True, now))
-            self._watched[site] = replace(known, last_contact=now, connected=True, since=now, reason="")
+            displaced = (*known.displaced, now)[-TWOFOLD_FROM:] if older is not None else known.displaced
+            self._watched[site] = replace(
+                known, last_contact=now, connected=True, since=now, reason="", displaced=displaced
+            )
         log.info("%s is connected", site, extra={"site": site})
         return stream
 

@@ -94,6 +94,15 @@ def await_nodes(centre: Centre, names: Iterable[str], seconds: float) -> list[st
         time.sleep(0.1)
 
 
+def who_lets_in(centre: Centre) -> str:
+    """What becomes of enrolled sites that have no node yet."""
+    if not is_daemon_running(centre):
+        return "no daemon runs: it lets them in when it starts"
+    if not _makes_nodes(centre):
+        return "the daemon runs with --insecure-loopback, where no keys count"
+    return "the daemon goes on trying: its log says why"
+
+
 def _makes_nodes(centre: Centre) -> bool:
     """Whether a daemon runs that knows sites by their keys: without a proxy there are no keys."""
     if not is_daemon_running(centre):

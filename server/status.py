@@ -15,12 +15,20 @@ from statistics import median
 from server.expiry import SOON_S, Ending, endings
 from server.ledger import read_ledger
 from server.round_files import StudyOutline, read_outline, read_rounds
-from server.watch_file import SiteReport, Watched, WatchedSite, is_watching, read_watch
+from server.watch_file import (
+    TWOFOLD_FROM,
+    TWOFOLD_WITHIN_S,
+    SiteReport,
+    Watched,
+    WatchedSite,
+    is_watching,
+    read_watch,
+)
 
 SILENT_S = 30.0  # a connected site speaks every five seconds
 LEAST_DISK_BYTES = 1 << 30  # a round of two branches at full size takes about as much
 SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times its usual time in a round
-CLOCK_S = 5.0  # Flower refuses a site whose clock is further ahead
+CLOCK_AHEAD_S, CLOCK_BEHIND_S = 5.0, 300.0  # Flower refuses a site whose clock is further off
 ENDS = ("complete", "incomplete", "paused", "stopped")
 BEGINNINGS = ("started", "resumed")
 PARTS = "parts"  # of a study of several parts, each with its own rounds
@@ -301,8 +309,14 @@ def _why_away(site: SiteInRun, now: float) -> str:
     age = now - known.last_contact
     if age > SILENT_S:
         return f"silent for {duration(age)} on a connection that stands"
-    if known.clock_ahead_s > CLOCK_S:
-        return f"its clock is {known.clock_ahead_s:.0f} s ahead: Flower refuses it until that is mended"
+    if not -CLOCK_BEHIND_S <= known.clock_ahead_s <= CLOCK_AHEAD_S:
+        off = f"{abs(known.clock_ahead_s):.0f} s {'ahead' if known.clock_ahead_s > 0 else 'behind'}"
+        return f"its clock is {off}: Flower refuses it until that is mended"
+    if known.is_twofold(now):
+        return (
+            f"its stream was displaced {TWOFOLD_FROM} times within {duration(TWOFOLD_WITHIN_S)}: two daemons "
+            "use its name or key, or its line breaks often"
+        )
     if known.status.last_error.startswith("CONNECT-"):
         return f"its daemon is there, its SuperNode is not connected ({known.status.last_error})"
     if known.status.phase == "drained":

@@ -64,9 +64,14 @@ class StudyKeeper:
             self._retry_later(wish, attempt, attempt.run_id, reason)
 
     def _submit(self, wish: Wish, attempt: Attempt) -> None:
+        write_attempt(self._centre, wish, attempt)  # what cannot be remembered is not begun
         run_id = self._superlink.submit(self._centre.run(wish.run), wish.is_dry_run)
         submitted = {"run_id": run_id, "submitted_at": time.time()}
-        write_attempt(self._centre, wish, attempt.model_copy(update=submitted))
+        try:
+            write_attempt(self._centre, wish, attempt.model_copy(update=submitted))
+        except OSError:
+            self._superlink.stop_run(run_id)
+            raise
         log.info("study %s is submitted as run %d", wish.run, run_id)
 
     def _failure(self, wish: Wish, run_id: int) -> str | None:

@@ -11,6 +11,7 @@ from dsan_model.watch_pb2 import SiteStatus
 
 WATCH_FILE = "watch.json"
 WRITE_EVERY_S = 2.0
+TWOFOLD_FROM, TWOFOLD_WITHIN_S = 3, 600.0
 STALE_S = 15.0  # an older file means that nobody watches
 
 
@@ -44,6 +45,11 @@ class WatchedSite:
     reason: str = ""  # why it is not connected
     worked_study: str = ""  # the last study and round that it said it works on; an idle site names none
     worked_round: int = 0
+    displaced: tuple[float, ...] = ()  # when a newer stream took the place of one that still stood, the last
+
+    def is_twofold(self, now: float) -> bool:
+        """Whether two daemons seem to be this site: a line that was cut displaces a stream once."""
+        return sum(now - at < TWOFOLD_WITHIN_S for at in self.displaced) >= TWOFOLD_FROM
 
 
 Watched = dict[str, WatchedSite]

@@ -68,7 +68,7 @@ def centre(tmp_path: Path) -> Centre:
 
 def refusal(kit: Path, centre: Centre) -> str:
     with pytest.raises(FindingError) as caught:
-        join(kit, centre.site / "site.toml")
+        join(kit, centre.site / "site.toml", lambda line: None)
     return caught.value.finding.code
 
 
@@ -95,6 +95,22 @@ def test_a_kit_that_does_not_fit_is_refused_and_nothing_is_kept(
 ) -> None:
     assert refusal(centre.kit(**changes), centre) == code
     assert not (centre.site / "keys" / "ca.crt").exists()
+
+
+def test_another_authority_takes_the_place_of_the_one_joined_only_if_it_is_said(
+    centre: Centre, tmp_path: Path
+) -> None:
+    assert refusal(centre.kit(), centre) == "CONNECT-REFUSED"
+    joined = (centre.site / "keys" / "ca.crt").read_bytes()
+    found_authority(tmp_path / "evil", "127.0.0.1")
+    other = Centre(tmp_path / "evil", centre.site)
+    assert refusal(other.kit(), other) == "KIT-AUTHORITY"
+    assert (centre.site / "keys" / "ca.crt").read_bytes() == joined
+    said: list[str] = []
+    with pytest.raises(FindingError, match="CONNECT-REFUSED"):
+        join(other.kit(), centre.site / "site.toml", said.append, takes_new_authority=True)
+    assert (centre.site / "keys" / "ca.crt").read_bytes() == (other.tls / "ca.crt").read_bytes()
+    assert said[0].startswith("authority")  # told though the centre cannot be reached
 
 
 def test_a_file_that_is_no_kit_is_refused(centre: Centre) -> None:
@@ -169,7 +185,7 @@ def test_a_new_kit_is_kept_while_the_daemon_runs_and_its_node_is_left_alone(cent
         settings = (centre.site / "site.toml").read_text().replace("127.0.0.1:1", f"127.0.0.1:{port}")
         (centre.site / "site.toml").write_text(settings)
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a daemon that runs; asking for its node would be refused here
-        result = join(renewed, centre.site / "site.toml")
+        result = join(renewed, centre.site / "site.toml", lambda line: None)
     assert result.is_started
     assert "next: dsan-client start" not in join_text(result, centre.site / "site.toml")
     kept = (centre.site / "keys" / "watch.crt").read_text()

@@ -44,6 +44,17 @@ def test_a_message_is_followed_from_taking_to_sending(
     assert (state(path).taken, state(path).sending, state(path).answered) == (None, None, 1)
 
 
+def test_a_piece_of_an_answer_that_the_centre_took_is_told_from_a_sign_of_life(
+    loggers: tuple[logging.Logger, logging.Logger, Path],
+) -> None:
+    _, http, path = loggers
+    answered(http, 200)
+    assert (state(path).contact is not None, state(path).pushed) == (True, None)
+    url = "https://centre/v1/fleet/push-object"
+    http.info('HTTP Request: %s %s "%s %d %s"', "POST", url, "HTTP/1.1", 200, "OK")
+    assert state(path).pushed == state(path).contact
+
+
 @pytest.mark.parametrize("template", node_state.GIVEN_UP)
 def test_a_message_that_flower_gives_up_is_none_any_more(
     loggers: tuple[logging.Logger, logging.Logger, Path], template: str

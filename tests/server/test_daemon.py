@@ -218,7 +218,7 @@ def site_watch(running: Any, certificate: tuple[bytes, bytes] | None) -> grpc.Ch
 def join_code(kit: Path, config: Path) -> str | None:
     """The code with which a hospital's `join` is refused, or None."""
     try:
-        return join(kit, config).contact.code
+        return join(kit, config, lambda line: None).contact.code
     except FindingError as error:
         return error.finding.code
 

@@ -109,6 +109,16 @@ def test_a_clock_that_flower_will_refuse_is_named(running: Path) -> None:
     known = read_watch(running / "state")["east"]
     write_watched(running, east=replace(known, clock_ahead_s=61.0))
     assert "clock is 61 s ahead" in site(running, "east").late
+    write_watched(running, east=replace(known, clock_ahead_s=-400.0))
+    assert "clock is 400 s behind" in site(running, "east").late
+
+
+def test_two_daemons_with_one_name_or_key_are_named(running: Path) -> None:
+    known, now = read_watch(running / "state")["east"], time.time()
+    write_watched(running, east=replace(known, displaced=(now - 900, now - 9, now - 2)))
+    assert "two daemons" not in site(running, "east").late  # a line that was cut displaces a stream too
+    write_watched(running, east=replace(known, displaced=(now - 20, now - 9, now - 2)))
+    assert "two daemons use its name or key" in site(running, "east").late
 
 
 def test_a_round_that_takes_much_longer_than_usual_is_named(running: Path) -> None:
