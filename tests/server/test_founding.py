@@ -1,6 +1,7 @@
 """A new centre's folder."""
 
 import ipaddress
+import os
 import resource
 import subprocess
 import sys
@@ -102,6 +103,14 @@ def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
 def test_a_folder_without_a_centre_is_named(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"CENTRE-MISSING.*server\.toml"):
         open_centre(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_the_folder_of_another_user_is_refused_with_the_command_to_give(tmp_path: Path) -> None:
+    found_centre(tmp_path / "centre", "127.0.0.1")
+    os.chown(tmp_path / "centre", 65534, 65534)
+    with pytest.raises(RefusedError, match=r"CENTRE-OWNER.*belongs to nobody.*runuser -u nobody"):
+        open_centre(tmp_path / "centre")
 
 
 def test_an_unknown_key_of_the_settings_comes_with_the_nearest_known_one(tmp_path: Path) -> None:

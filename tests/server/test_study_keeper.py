@@ -100,6 +100,22 @@ def test_a_wish_is_submitted_once_with_the_bundle_of_this_release(
     assert len(bundle_digest()) == 64
 
 
+def test_a_run_that_cannot_be_remembered_is_not_begun(
+    centre: Centre, keeper: StudyKeeper, running: Running
+) -> None:
+    make_wish(centre, "first", "running")
+    before = running.superlink.unfinished_runs()
+    blocked = centre.state / "studies" / "first.attempt.json.partial"
+    blocked.mkdir()  # as if the disk were full, or another user had written here
+    for _ in range(3):
+        with pytest.raises(OSError, match="partial"):
+            keeper.tend()
+    assert running.superlink.unfinished_runs() == before
+    blocked.rmdir()
+    keeper.tend()
+    assert run_id(centre) is not None
+
+
 def test_a_run_that_nobody_takes_asks_for_a_new_superexec(
     centre: Centre, keeper: StudyKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
