@@ -102,6 +102,22 @@ def test_another_address_that_is_there_stays_and_that_is_said(tmp_path: Path) ->
     assert any("10.0.0.5:9000" in change and CENTRE in change for change in result.changes)
 
 
+def test_a_name_that_was_corrected_is_asked_for_anew_with_the_same_keys(tmp_path: Path) -> None:
+    init_site(tmp_path, "st-marry", "centre:8443")
+    before = (tmp_path / "keys" / "node.pub").read_text().split()[1]
+    config = tmp_path / "site.toml"
+    config.write_text(config.read_text().replace("st-marry", "st-mary"))
+    init_site(tmp_path, "st-mary", "centre:8443")
+    request = x509.load_pem_x509_csr((tmp_path / "keys" / "watch.csr").read_bytes())
+    assert request.subject.rfc4514_string() == "CN=st-mary"
+    assert (tmp_path / "keys" / "node.pub").read_text().split()[1] == before
+
+
+def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FindingError, match="1 to 65535"):
+        init_site(tmp_path, "st-mary", "centre:99999")
+
+
 def test_the_folder_of_another_site_is_refused(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('name = "my-hospital"\n')
     with pytest.raises(FindingError) as caught:
