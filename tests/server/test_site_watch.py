@@ -298,6 +298,7 @@ def test_a_newer_stream_of_a_site_takes_the_place_of_the_older(
     newer = centre.connect("north")
     wait_until(lambda: "newer stream" in older.reason)
     wait_until(lambda: newer.connected_since and centre.is_connected("north"))
+    assert len(read_watch(centre.state)["north"].displaced) == 1
 
 
 @pytest.mark.parametrize(
