@@ -15,7 +15,7 @@ from server.centre import Centre, ServerConfig
 from server.refusals import ExitCode, RefusedError
 from server.superlink import LOOPBACK
 
-LARGEST_UPLOAD = "16m"  # of one request; Flower sends weights in pieces of at most 5 MB
+LARGEST_UPLOAD = "64m"  # of one request; Flower sends weights in pieces of at most 5 MB
 
 _CONFIGURATION = """\
 # Written by dsan-server at every start; changes are lost.

@@ -26,3 +26,10 @@ def test_a_unit_restarts_for_ever_and_gives_30_s_to_leave(unit: Path) -> None:
     assert settings["Restart"] == "always"
     assert settings["Type"] == "notify"
     assert float(settings["TimeoutStopSec"]) > 30
+    assert settings["RestartPreventExitStatus"] == "78"  # settings that are wrong stay wrong
+
+
+def test_the_processes_of_a_site_may_list_network_interfaces_as_gloo_and_nccl_do() -> None:
+    unit = next(unit for unit in UNITS if unit.name == "dsan-client.service")
+    settings = dict(re.findall(r"(?m)^(\w+)=(.*)$", unit.read_text()))
+    assert "AF_NETLINK" in settings["RestrictAddressFamilies"].split()  # getifaddrs

@@ -83,6 +83,18 @@ def test_the_pause_grows_while_a_program_keeps_dying(tmp_path: Path) -> None:
     assert (tmp_path / "sleeper.log").read_text().count("try") >= 3
 
 
+def test_a_program_that_must_wait_long_never_waits_less_while_it_keeps_dying(tmp_path: Path) -> None:
+    with supervised(tmp_path / "pids.json") as supervisor:
+        supervisor.start(program(tmp_path, "exit 3", first_pause_s=70.0))
+        child, pauses = supervisor._children["sleeper"], []
+        for _ in range(3):
+            wait_until(lambda: (supervisor.tend(), child.process is None)[1])
+            pauses.append(child.pause_s)
+            child.start_at = time.monotonic()  # the pause is over
+            wait_until(lambda: (supervisor.tend(), child.process is not None)[1])
+    assert pauses == [70.0, 70.0, 70.0]
+
+
 def test_grandchildren_end_with_their_program(tmp_path: Path) -> None:
     with supervised(tmp_path / "pids.json") as supervisor:
         supervisor.start(program(tmp_path, f"sleep 60 & echo $! > {tmp_path}/grandchild; wait"))
