@@ -79,7 +79,9 @@ def estimate_text(found: Estimate) -> str:
         f"{found.bytes_to_sites / 1e9:.2f} GB to the sites, {found.bytes_from_sites / 1e9:.2f} GB from them",
     ]
     if found.seconds is None or found.seconds_a_round is None:
-        lines.append("time: not known, as no site measured a training step; --dry-run lets them do so")
+        lines.append(
+            "time: not known before the first round; --dry-run has the sites measure a training step"
+        )
     else:
         lines.append(
             f"time: {found.seconds_a_round:.1f} s a round at the slowest site, "

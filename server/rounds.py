@@ -1,6 +1,7 @@
 """The federated rounds: every training site validates and trains each branch, the centre averages (IV-C)."""
 
 import logging
+import statistics
 import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,7 @@ from server.run_state import (
 from server.selection import Selection, rounds_to_keep, validation_score
 from server.spool import Spool
 from server.start_package import read_start_package
+from server.status import duration
 from server.study import StudyConfig
 from server.update_sketch import cosines_with_mean, sketch
 
@@ -355,7 +357,7 @@ def _require_quorum(
 
 
 def _tell(state: RunState, study: StudyConfig) -> None:
-    """One line on how the round went; the score is that of the weights that went into it."""
+    """One line on how the round went and what is to come; the score is that of the weights that went in."""
     measure = "Dice" if study.task == "segmentation" else "AUC"
     parts = []
     for branch in state.weights:
@@ -367,4 +369,6 @@ def _tell(state: RunState, study: StudyConfig) -> None:
         parts.append(f"{branch}: loss {loss:.3f}, validation {measure} {score}")
     last = state.history[-1]
     head = f"round {state.round}/{study.rounds}: {len(last.training)} sites, {last.seconds:.1f} s"
-    log.info("%s; %s", head, "; ".join(parts))
+    to_go_s = (study.rounds - state.round) * statistics.median(record.seconds for record in state.history)
+    tail = [f"{duration(to_go_s)} to go"] if to_go_s else []
+    log.info("%s; %s", head, "; ".join([*parts, *tail]))
