@@ -10,7 +10,8 @@ from typing import Any
 
 from client.certificate_ends import certificate_ends, ending_soon
 from client.egress import EgressSums, sum_egress
-from client.site import SiteConfig
+from client.keys import CA_CERTIFICATE
+from client.site import SITE_FILE, SiteConfig
 
 STATUS, LOCK = "status.json", "daemon.lock"
 STATUS_FORMAT = 1
@@ -149,7 +150,10 @@ def status_text(site: SiteConfig) -> str:
     """The same for a person."""
     status, is_alive = read_status(site.state_folder), is_daemon_alive(site.state_folder)
     if status is None:
-        return f"site       {site.name}: no daemon ever ran here\n\nnext: dsan-client start"
+        is_joined = (site.keys_folder / CA_CERTIFICATE).exists()
+        step = "start" if is_joined else f"join {site.name}.kit.json"
+        command = f"dsan-client {step} --config {site.home / SITE_FILE}"
+        return f"site       {site.name}: no daemon ever ran here\n\nnext: {command}"
     lines = [
         _daemon_line(site, status, is_alive),
         f"centre     {status.centre}{'' if status.is_secure else ' (in the clear, loopback)'}",
