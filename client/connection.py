@@ -218,12 +218,8 @@ def _not_admitted(response: httpx.Response) -> Contact:
     ahead_s = _clock_ahead_s(response.headers.get("date"))
     if response.status_code == httpx.codes.UNAUTHORIZED:
         reason = "the centre does not accept the signature of this site's key"
-        return Contact(
-            "ADMIT-SIGNATURE",
-            reason,
-            "Compare the key's fingerprint with the operator; if it is another one, have the site enrolled again.",
-            ahead_s,
-        )
+        fix = "Compare the key's fingerprint with the operator; if they differ, enrol the site again."
+        return Contact("ADMIT-SIGNATURE", reason, fix, ahead_s)
     return Contact(
         "ADMIT-UNKNOWN",
         "the centre does not take this site's key: it is not enrolled there or was revoked, or a node with "
