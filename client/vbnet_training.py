@@ -75,8 +75,9 @@ def train_vbnet(
         batches = patch_batches(scans, places, task.segmentation.patch_dhw, config.batch_size, machine)
         steps = -(-len(places) // config.batch_size)
         tell = partial(_tell, progress, steps)
+        fixed = epoch >= config.decay_every_epochs  # from the first fall of the learning rate on
         results.append(
-            train_patches(network, optimiser, batches, machine, tell, proximal, config.proximal_mu)
+            train_patches(network, optimiser, batches, machine, tell, proximal, config.proximal_mu, fixed)
         )
     training = _summary(entries, results, learning_rate(config, epochs[-1]), time.monotonic() - started)
     return TrainedBranch(training, flatten(network.state_dict()), optimiser_tensors(optimiser))

@@ -20,6 +20,7 @@ from dsan_model.training import (
     Progress,
     TrainingConfig,
     add_proximal_gradient,
+    fix_norms,
     set_norm_momentum,
 )
 from dsan_model.vbnet import VBNet, VBNetConfig, dice_loss
@@ -148,13 +149,21 @@ def train_patches(
     progress: Progress = lambda done: None,
     proximal: Sequence[Tensor] | None = None,
     proximal_mu: float = 0.0,
+    are_norms_fixed: bool = False,
 ) -> PatchEpoch:
-    """One pass over the batches, minimising the Dice loss; with `proximal`, incoming parameters, FedProx."""
+    """One pass over the batches, minimising the Dice loss; with `proximal`, incoming parameters, FedProx.
+
+    With `are_norms_fixed` the batches are normalised as whole scans will be, by the averages that came in,
+    which stay as they are; else by their own statistics, which enter the averages.
+    """
     network.train()
+    if are_norms_fixed:
+        fix_norms(network)
     losses: list[Tensor] = []
     sizes: list[int] = []
     for step, (volume_B1DHW, mask_BSDHW) in enumerate(batches, start=1):
-        set_norm_momentum(network)
+        if not are_norms_fixed:
+            set_norm_momentum(network)
         loss = dice_loss(_logits(network, volume_B1DHW, machine), mask_BSDHW)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch's

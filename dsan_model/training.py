@@ -233,6 +233,13 @@ def set_norm_momentum(network: nn.Module) -> None:
             module.momentum = max(NORM_MOMENTUM, 1 / (int(module.num_batches_tracked) + 1))
 
 
+def fix_norms(network: nn.Module) -> None:
+    """Let a network in training normalise by its running statistics and leave them as they are."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 class _Totals:
     """Sums over an epoch; they stay on the device until the end, so that no step waits for them."""
 

@@ -96,6 +96,18 @@ def test_training_on_patches_lowers_the_loss() -> None:
     assert epochs[-1].dice_loss < 0.7 * epochs[0].dice_loss
 
 
+def test_fixed_norms_stay_as_they_are_while_all_that_is_learnt_is_trained() -> None:
+    scans, vbnet = TwoScans(), network()
+    before = {name: tensor.clone() for name, tensor in vbnet.state_dict().items()}
+    optimiser = make_optimiser(vbnet, TrainingConfig())
+    places = draw_places(scans, CONFIG, np.random.default_rng(0))[:4]
+    batches = patch_batches(scans, places, CONFIG.patch_dhw, 4, CPU)
+    train_patches(vbnet, optimiser, batches, CPU, are_norms_fixed=True)
+    learnt = {name for name, _ in vbnet.named_parameters()}
+    unchanged = {name for name, tensor in vbnet.state_dict().items() if torch.equal(tensor, before[name])}
+    assert unchanged == set(before) - learnt
+
+
 @pytest.mark.parametrize(("sides", "seen"), [((10, 20, 30), (12, 20, 32)), ((1025, 32, 32), (256, 32, 32))])
 def test_a_scan_goes_through_whole_unless_it_is_larger_than_memory_is_meant_to_hold(
     sides: Shape, seen: Shape
