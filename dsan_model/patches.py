@@ -64,7 +64,7 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-3, decay_every_epochs=20, batch_size=4),
     ),
     "demo": SegmentationPreset(
-        rounds=26,
+        rounds=24,
         segmentation=SegmentationConfig(
             (4.0, 4.0, 8.0), (32, 48, 48), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2, 2), 2)
         ),
