@@ -1,10 +1,10 @@
 """No identifier leaves a hospital: canaries in tags, names and lists, and a search for them everywhere else.
 
-Forty tags of every slice, the folders and files of the export and of the masks, and cells of cohort.csv hold
-a canary each. The export is imported and prepared, and two studies run over the hospital and another one: a
-good one, and one in which the hospital cannot write: the error that the system raises names its folder. What
-left is then searched for each canary: as text, in UTF-16, hexadecimal, percent-encoded, and in base64 at each
-of its three alignments.
+Forty tags of every slice and its UIDs, the folders and files of the export and of the masks, and cells of
+cohort.csv hold a canary each. The export is imported and prepared, and two studies run over the hospital and
+another one: a good one, and one in which the hospital cannot write: the error that the system raises names
+its folder. What left is then searched for each canary: as text, in UTF-16, hexadecimal, percent-encoded, and
+in base64 at each of its three alignments.
 """
 
 import base64
@@ -52,7 +52,12 @@ def canary(number: int) -> str:
     return f"QX{number:02d}^wj zk{number:02d}"
 
 
-CANARIES = {name: canary(n) for n, name in enumerate((*TAGS, *IN_NAMES, *IN_THE_LIST))}
+UIDS = {
+    "StudyInstanceUID": "73190481265",
+    "SeriesInstanceUID": "58203917746",
+    "SOPInstanceUID": "91746028353",
+}
+CANARIES = {name: canary(n) for n, name in enumerate((*TAGS, *IN_NAMES, *IN_THE_LIST))} | UIDS
 
 
 # ---- the search ----
@@ -127,12 +132,14 @@ def write_export(root: Path) -> list[str]:
             for keyword in TAGS:
                 setattr(data, keyword, CANARIES[keyword])
             data.PatientID = f"{CANARIES['PatientID']}{number}"
-            data.StudyInstanceUID, data.SeriesInstanceUID = f"1.9.{number}", f"1.9.{number}.1"
-            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.9.{number}.1.{index + 1}"
+            data.StudyInstanceUID = study = f"1.9.{UIDS['StudyInstanceUID']}.{number}"
+            data.SeriesInstanceUID = f"1.9.{UIDS['SeriesInstanceUID']}.{number}.1"
+            uid = f"1.9.{UIDS['SOPInstanceUID']}.{number}.{index + 1}"
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid
         folder = root / CANARIES["patient folder"] / f"{CANARIES['study folder']} {number}"
         for index, path in enumerate(sorted(write_series(folder, slices).iterdir())):
             path.rename(folder / f"{CANARIES['file']} {index}.dcm")
-        labels.append(f"1.9.{number},{'COVID-19' if number % 2 else 'CAP'}")
+        labels.append(f"{study},{'COVID-19' if number % 2 else 'CAP'}")
     return labels
 
 
