@@ -1,7 +1,7 @@
 import csv
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -433,12 +433,13 @@ def test_a_full_disk_at_the_end_is_one_coded_line_too(
             raise OSError(28, "No space left on device")
         touch(self, *arguments, **options)
 
+    def never_there(write: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path | None]:
+        return lambda self, target: full(target) if name in target.name else write(self, target)
+
     touch = Path.touch
     monkeypatch.setattr(Path, "touch", full)
-    replace = Path.replace
-    monkeypatch.setattr(
-        Path, "replace", lambda self, target: full(target) if name in target.name else replace(self, target)
-    )
+    monkeypatch.setattr(Path, "replace", never_there(Path.replace))
+    monkeypatch.setattr(Path, "rename", never_there(Path.rename))
     with pytest.raises(FindingError, match="OUTPUT-DISK-FULL"):
         run(tmp_path, export, "1.2,CAP")
 
