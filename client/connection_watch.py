@@ -11,6 +11,7 @@ from client.node_state import read_node_state
 from client.site_watch import SiteWatchClient
 
 LOOK_EVERY_S = 5.0
+FIX_NODE = "After a restart it takes a minute; if it lasts, look at state/logs/supernode.log."
 RECENT_S = 45.0  # an idle SuperNode asks for messages every 3 s; one whose answer is uploaded says more
 
 
@@ -47,7 +48,7 @@ class ConnectionWatch:
         if contact.code is None:
             said = node.trouble.splitlines()[-1] if node is not None and node.trouble else "nothing yet"
             reason = f"the centre can be reached; the SuperNode is not connected and says: {said}"
-            contact = replace(contact, code="CONNECT-NODE", reason=reason)
+            contact = replace(contact, code="CONNECT-NODE", reason=reason, fix=FIX_NODE)
         return ConnectionStatus(
             is_connected=is_connected,
             last_contact=last,

@@ -52,8 +52,10 @@ def rounds_section(run: RunFolder) -> Section:
 
 def selection_notes(selection: Mapping[Branch, SelectedRound], rounds: Set[int]) -> tuple[Note, ...]:
     """A warning where rounds were left out of the selection, as other sites had validated them."""
-    chosen = next(iter(selection.values()))
-    left_out = sorted(rounds - set(chosen.compared_rounds)) if chosen.compared_rounds else []
+    chosen = next(iter(selection.values()), None)
+    if chosen is None or not chosen.compared_rounds:
+        return ()
+    left_out = sorted(rounds - set(chosen.compared_rounds))
     if not left_out:
         return ()
     text = (

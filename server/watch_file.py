@@ -45,7 +45,7 @@ class WatchedSite:
     reason: str = ""  # why it is not connected
     worked_study: str = ""  # the last study and round that it said it works on; an idle site names none
     worked_round: int = 0
-    displaced: tuple[float, ...] = ()  # when a newer stream took the place of one that still stood, the last
+    displaced: tuple[float, ...] = ()  # unix seconds: a newer stream took the place of one that stood
 
     def is_twofold(self, now: float) -> bool:
         """Whether two daemons seem to be this site: a line that was cut displaces a stream once."""

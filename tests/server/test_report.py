@@ -767,6 +767,18 @@ def test_the_chosen_round_is_marked_on_the_curves(complete_page: str) -> None:
         assert f"chosen: round {chosen['round']}, {chosen['validation_auc']:.3f}" in curves
 
 
+def test_rounds_that_were_left_out_of_the_selection_are_told_and_on_whom_it_was_made(
+    tmp_path: Path, complete_page: str
+) -> None:
+    chosen = {"round": 5, "validation_auc": 0.9, "compared_sites": ["hospital-1", "hospital-2"]}
+    chosen["compared_rounds"] = list(range(3, N_ROUNDS + 1))
+    page = a_study_where(tmp_path, model_selection=dict.fromkeys(BRANCHES, chosen))
+    told = text_of(section(page, "curves"))
+    assert "Rounds 1, 2 were not compared" in told
+    assert "by the validation cases of hospital-1, hospital-2." in told
+    assert "were not compared" not in text_of(section(complete_page, "curves"))
+
+
 def test_ratio_thresholds_stand_on_the_histogram(complete_page: str) -> None:
     ratios = section(complete_page, "ratios")
     assert ratios.count(">0.001</text>") == 2 * 2  # the threshold and the tick of the axis, on both panels
