@@ -15,7 +15,9 @@ from server.centre import Centre, ServerConfig
 from server.refusals import ExitCode, RefusedError
 from server.superlink import LOOPBACK
 
-LARGEST_UPLOAD = "64m"  # of one request; Flower sends weights in pieces of at most 5 MB
+LARGEST_UPLOAD = "16m"  # of one request; Flower sends weights in pieces of at most 5 MB
+MOST_REQUESTS = 64  # at a time from one address, as nginx keeps a body before anybody's key is looked at;
+# a SuperNode sends two pieces at a time, and several hospitals may share an address
 
 _CONFIGURATION = """\
 # Written by dsan-server at every start; changes are lost.
@@ -51,6 +53,8 @@ http {{
     ssl_verify_depth 1;
     map $ssl_client_s_dn $dsan_site {{ "~^CN=(?<name>[A-Za-z0-9][A-Za-z0-9-]*)$" $name; default ""; }}
 
+    limit_conn_zone $binary_remote_addr zone=address:1m;
+
     upstream superlink {{
         server {superlink};
         keepalive 32;
@@ -68,6 +72,7 @@ http {{
             if ($request_uri !~ "^/v1/fleet/[a-z-]+$") {{ return 404; }}
             if ($request_method !~ "^(GET|POST)$") {{ return 404; }}  # sites knock with GET
             client_max_body_size {largest_upload};
+            limit_conn address {most_requests};
             client_body_timeout 300s;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
@@ -127,6 +132,7 @@ def proxy_configuration(centre: Centre, config: ServerConfig, behind: Behind) ->
         site_watch=f"{LOOPBACK}:{behind.site_watch_port}",
         secret=behind.secret,
         largest_upload=LARGEST_UPLOAD,
+        most_requests=MOST_REQUESTS,
     )
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,7 @@ from server.admittance import enrol_site, revoke_site
 from server.certificates import certificate_pem, found_authority, issue_client_certificate, load_authority
 from server.cli import app as cli
 from server.founding import found_centre
+from server.proxy import MOST_REQUESTS
 from server.renewal import renew_server, renew_sites
 from server.watch_file import read_watch
 
@@ -176,7 +177,7 @@ def test_an_enrolled_site_reaches_the_fleet_interface_by_its_key(
     assert pull(running, enrolled["north"], node_id) == 200
 
 
-@pytest.mark.parametrize(("megabytes", "status"), [(30, 415), (65, 413)])
+@pytest.mark.parametrize(("megabytes", "status"), [(15, 415), (17, 413)])
 def test_a_large_piece_of_weights_passes_and_a_larger_one_than_flower_sends_does_not(
     running: Any, megabytes: int, status: int
 ) -> None:
@@ -185,6 +186,33 @@ def test_a_large_piece_of_weights_passes_and_a_larger_one_than_flower_sends_does
     url = f"https://{running.address}/v1/fleet/push-object"
     answer = httpx.post(url, content=body, verify=tls(running))
     assert answer.status_code == status
+
+
+def what_came(lines: list[ssl.SSLSocket]) -> list[bytes]:
+    came = []
+    for line in lines:
+        with suppress(ssl.SSLWantReadError):
+            came.append(line.recv(12))
+    return came
+
+
+def test_one_address_cannot_have_the_proxy_keep_ever_more_bodies(
+    running: Any, running_centre: ModuleType
+) -> None:
+    """Each request announces a body and sends a byte of it: nginx waits for the rest."""
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: {15 << 20}\r\n\r\n0".encode()
+    context = tls(running)
+    host, port = running.address.split(":")
+    with ExitStack() as opened:
+        lines = []
+        for _ in range(MOST_REQUESTS + 1):
+            line = context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host)
+            lines.append(opened.enter_context(line))
+            line.sendall(head)
+            line.setblocking(False)
+        came: list[bytes] = []
+        running_centre.wait_until(lambda: came.extend(what_came(lines)) or came)
+        assert came == [b"HTTP/1.1 503"]
 
 
 def test_the_console_answers_on_loopback(running: Any) -> None:
