@@ -15,6 +15,7 @@ from client.preparation import (
 from client.site import SiteConfig
 from client.volume_store import load_masks, load_volume
 from dsan_model.cases import Case, Label, patient_folds
+from dsan_model.preprocessing import Recipe
 from dsan_model.protocol import CaseSet, StudyTerms
 from dsan_model.segmentation_grid import SegmentationRecipe
 from dsan_model.training import Sample
@@ -70,8 +71,8 @@ class StudyCases:
 def study_cases(site: SiteConfig, terms: StudyTerms) -> StudyCases:
     """The site's prepared cases, split for the study's fold (IV-C); RefusedError if they do not fit it."""
     target = study_target(site, terms)
-    entries = load_prepared(site, target)
     _require_recipe(target, terms)
+    entries = load_prepared(site, target)
     folds = patient_folds([entry.case for entry in entries], terms.folds, terms.seed)
     ordered = sorted(entries, key=lambda entry: entry.case.case_id)
     is_validation = [folds[entry.case.patient_id] == terms.fold for entry in ordered]
@@ -102,8 +103,20 @@ def _require_recipe(target: Target, terms: StudyTerms) -> None:
             f"scans here are prepared at {recipe.spacing_mm_xyz} mm, the study needs another spacing: set "
             "segmentation_spacing_mm_xyz under [recipe] in site.toml and prepare again with --segmentation",
         )
+    candidates = [Recipe(terms.input_shape_dhw, antialias) for antialias in (False, True)]
+    wanted = next((other for other in candidates if other.digest == terms.recipe_digest), None)
+    if wanted is None:
+        raise RefusedError(
+            "SITE-RECIPE",
+            "the study's preparation is of another version than this release's: install the release that the "
+            "operator names, and prepare again",
+        )
     raise RefusedError(
         "SITE-RECIPE",
-        f"volumes here are prepared to {recipe.shape_DHW} (antialias {recipe.antialias}), the study "
-        f"needs {terms.input_shape_dhw} with another recipe: set [recipe] in site.toml and prepare again",
+        f"volumes here are prepared with {_settings(recipe)}, the study needs {_settings(wanted)}: write that "
+        "under [recipe] in site.toml and prepare again",
     )
+
+
+def _settings(recipe: Recipe) -> str:
+    return f"shape_dhw = {list(recipe.shape_DHW)}, antialias = {str(recipe.antialias).lower()}"
