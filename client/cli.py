@@ -273,8 +273,8 @@ def import_(
     Of each labelled study one series is taken, chosen by written rules. An export is only read; its files
     are linked, or copied where that is not possible. From a PACS the CT series of the labelled studies are
     fetched to OUT/pacs first; a transfer that broke off goes on. The key of the pseudonyms is made once, in
-    OUT/pseudonym.key, and stays there. Exit code: 0 every labelled study is a case, 65 some are not, 69 the
-    PACS cannot be reached, 77 it refuses us, 78 bad configuration.
+    OUT/pseudonym.key, and stays there. Exit code: 0 every labelled study of the export is a case, 65 some are
+    not or something could not be read, 69 the PACS cannot be reached, 77 it refuses us, 78 bad configuration.
 
     Example: dsan-client import /data/export --labels labels.csv --out hospital --segment
     """

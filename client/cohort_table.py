@@ -9,6 +9,14 @@ from pathlib import Path
 from client.findings import Finding, FindingError
 
 _FIX_ENCODING = "Save the table as CSV UTF-8."
+_NO_UTF8 = {  # first bytes; UTF-32's begin as UTF-16's
+    b"PK\x03\x04": "a workbook",
+    b"\xd0\xcf\x11\xe0": "a workbook of an old Excel",
+    b"\xff\xfe\0\0": "in UTF-32",
+    b"\0\0\xfe\xff": "in UTF-32",
+    b"\xff\xfe": "in UTF-16",
+    b"\xfe\xff": "in UTF-16",
+}
 
 
 def read_lines(manifest: Path, columns: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -57,10 +65,11 @@ def _text(manifest: Path, columns: Sequence[str]) -> str:
         raise _unreadable(
             "COHORT-EMPTY-FILE", manifest.name, "the file is empty", f"Write {','.join(columns)}."
         )
-    if raw[:4] == b"PK\x03\x04":
-        raise _unreadable("COHORT-ENCODING", manifest.name, "the file is a workbook", _FIX_ENCODING)
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:200]:
-        raise _unreadable("COHORT-ENCODING", manifest.name, "the file is UTF-16", _FIX_ENCODING)
+    kind = next((kind for mark, kind in _NO_UTF8.items() if raw.startswith(mark)), None)
+    if kind is None and b"\0" in raw:
+        kind = "in UTF-16 without its mark, or no text: it holds zero bytes"
+    if kind is not None:
+        raise _unreadable("COHORT-ENCODING", manifest.name, f"the file is {kind}", _FIX_ENCODING)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -27,6 +27,7 @@ from client.worker_pool import WorkerDied, parallel_map
 FILES_PER_JOB = 200
 PACKED = (*(".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz", ".iso"),)
 NO_IDENTITY = "no identity"  # beside the kinds of files: DICOM, but of no study or series
+CLOSED = "folder that cannot be listed"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Export:
 
     root: Path
     series: dict[str, dict[str, tuple[FileIdentity, ...]]]  # by study and series identifier
-    others: tuple[tuple[Path, str], ...]  # files that are no images: path, kind
+    others: tuple[tuple[Path, str], ...]  # files that are no images, and closed folders: path, kind
 
     @property
     def studies(self) -> dict[str, StudyIdentity]:
@@ -87,15 +88,17 @@ def scan_export(
 ) -> Export:
     """Group every file below `root`, but for those below `leaving_out`, by study and series.
 
-    Hidden files and DICOMDIR are passed over. Raises FindingError IMPORT-ROOT if there is no such folder.
+    Hidden files and DICOMDIR are passed over; a folder that cannot be listed is among the others. Raises
+    FindingError IMPORT-ROOT if there is no such folder.
     """
     if not root.is_dir():
         fix = "Give the folder that the PACS wrote its export to."
         raise FindingError(Finding("IMPORT-ROOT", "error", "DICOM_ROOT", "there is no such folder", fix))
-    paths = sorted(_files(root, leaving_out))
+    closed: list[tuple[Path, str]] = []
+    paths = sorted(_files(root, leaving_out, lambda error: closed.append((Path(error.filename), CLOSED))))
     jobs = [tuple(paths[i : i + FILES_PER_JOB]) for i in range(0, len(paths), FILES_PER_JOB)]
     series: dict[str, dict[str, list[FileIdentity]]] = defaultdict(lambda: defaultdict(list))
-    others: list[tuple[Path, str]] = []
+    others = closed
     n_done = 0
     for job, found in parallel_map(identify_files, jobs, max(1, min(workers, len(jobs)))):
         n_done += len(job)
@@ -134,11 +137,19 @@ def identify_files(paths: tuple[Path, ...]) -> FileGroup:
 
 
 def file_findings(export: Export) -> tuple[Finding, ...]:
-    """Warnings about files that may be lost slices; what merely lies beside slices is no finding."""
+    """What may be lost slices: warnings, an error for folders; what merely lies beside slices is none."""
     counts = Counter(kind for _, kind in export.others if kind != FileKind.BESIDE)
     suffixes = Counter(path.suffix.lower() for path, kind in export.others if kind == FileKind.BESIDE)
     packed = {suffix: count for suffix, count in suffixes.items() if suffix in PACKED}
-    return (*_packed(packed), *_lost(counts))
+    return (*_closed(counts.pop(CLOSED, 0)), *_packed(packed), *_lost(counts))
+
+
+def _closed(n_folders: int) -> tuple[Finding, ...]:
+    if not n_folders:
+        return ()
+    message = f"{n_folders} folders cannot be listed: what is in them is missing, perhaps slices of a case"
+    fix = "Give yourself the right to read them (import-report.csv names them), and import again."
+    return (Finding("IMPORT-FOLDER", "error", "folders of the export", message, fix),)
 
 
 def _packed(counts: Mapping[str, int]) -> tuple[Finding, ...]:
@@ -178,10 +189,10 @@ _REASONS: dict[str, tuple[str, str]] = {
 }
 
 
-def _files(root: Path, leaving_out: Path) -> Iterator[Path]:
+def _files(root: Path, leaving_out: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:
     """Every file below a folder, through symbolic links too; each folder once, and none above `root`."""
     seen = {leaving_out.resolve(), root.resolve(), *root.resolve().parents}
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=refused, followlinks=True):
         inner = {
             (Path(folder) / name).resolve(): name for name in sorted(folders) if not name.startswith(".")
         }

@@ -1,9 +1,10 @@
 """labels.csv: which study or patient has which diagnosis, in the hospital's own identifiers.
 
-The column `label`, and at least one of `study_uid`, `accession` and `patient_id`; a line fills any of them.
-Other columns are passed over.
+The column `label`, and at least one of `study_uid`, `accession` and `patient_id`; a line fills any of them,
+and labels the studies that are called all that it says. Other columns are passed over.
 """
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,9 +39,22 @@ class LabelLine:
     """A usable line of labels.csv."""
 
     line: int
-    identifier: str  # one of IDENTIFIERS
-    value: str = field(repr=False)
     label: Label
+    names: Mapping[str, str] = field(repr=False)  # by those of IDENTIFIERS that it fills, in their order
+
+    @property
+    def identifier(self) -> str:
+        """The identifier that finds its studies."""
+        return next(iter(self.names))
+
+    @property
+    def value(self) -> str:
+        """What its studies are called by that identifier."""
+        return self.names[self.identifier]
+
+    def agrees_with(self, study: StudyIdentity) -> bool:
+        """Whether the study is called all that the line says, where its files say anything."""
+        return all(not study.names(name) or value in study.names(name) for name, value in self.names.items())
 
 
 def read_labels(path: Path) -> tuple[tuple[LabelLine, ...], tuple[Finding, ...]]:
@@ -50,7 +64,8 @@ def read_labels(path: Path) -> tuple[tuple[LabelLine, ...], tuple[Finding, ...]]
     """
     if not path.is_file():
         fix = f"Give a table with the columns label and one of {', '.join(IDENTIFIERS)}."
-        raise FindingError(Finding("IMPORT-LABELS", "error", path.name, "there is no such file", fix))
+        message = "it is a folder" if path.is_dir() else "there is no such file"
+        raise FindingError(Finding("IMPORT-LABELS", "error", path.name, message, fix))
     header, rows = read_some_columns(path, "label", IDENTIFIERS)
     lines, findings = [], []
     for number, cells in rows:
@@ -67,7 +82,8 @@ def label_studies(
     """The label of each study, by its key in `studies`, and what is wrong; `case_ids` are their pseudonyms.
 
     A line that names a study outweighs one that names its patient. Two lines of the same weight that differ
-    give no label, and no label is good for a study of several patients.
+    give no label, no label is good for a study of several patients, and none is given by a line whose
+    identifiers belong to different studies, or whose accession number several patients have.
     """
     keys_of: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, study in studies.items():
@@ -75,15 +91,21 @@ def label_studies(
             for name in study.names(identifier):
                 keys_of[identifier, name].append(key)
     found: dict[str, dict[str, list[LabelLine]]] = defaultdict(lambda: defaultdict(list))
-    unused = []
+    unused, findings = [], []
     for line in lines:
         keys = keys_of.get((line.identifier, line.value), [])
-        for key in keys:
-            found[key][line.identifier].append(line)
+        agreeing = [key for key in keys if line.agrees_with(studies[key])]
         if not keys:
             unused.append(line)
+        elif not agreeing:
+            findings.append(_contradiction(line))
+        elif line.identifier == "accession" and _are_of_several_patients(agreeing, studies):
+            findings.append(_ambiguous(line, len(agreeing)))
+        else:
+            for key in agreeing:
+                found[key][line.identifier].append(line)
     labels: dict[str, Label] = {}
-    findings = [_unused(unused)] if unused else []
+    findings += [_unused(unused)] if unused else []
     for key, by_identifier in found.items():
         heaviest = next(by_identifier[name] for name in IDENTIFIERS if name in by_identifier)
         if len(studies[key].patient_ids) > 1:
@@ -105,10 +127,21 @@ def _label_line(number: int, header: list[str], cells: list[str], name: str) -> 
         known = nearest(row["label"], list(Label), cutoff=0.3)
         message = f"the label is neither {' nor '.join(Label)}{known}"
         raise _bad(f"{where}, column label", message, f"Write {' or '.join(Label)}, or remove the line.")
-    for identifier in IDENTIFIERS:
-        if row.get(identifier):
-            return LabelLine(number, identifier, row[identifier], Label(row["label"]))
-    raise _bad(where, "no cell says whom the label is for", "Fill in one identifier, or remove the line.")
+    names = {identifier: row[identifier] for identifier in IDENTIFIERS if row.get(identifier)}
+    if not names:
+        raise _bad(where, "no cell says whom the label is for", "Fill in one identifier, or remove the line.")
+    for identifier, value in names.items():
+        hidden = sorted(
+            {f"U+{ord(sign):04X}" for sign in value if unicodedata.category(sign) in ("Cc", "Cf")}
+        )
+        if hidden:
+            message = f"the cell holds the invisible character {', '.join(hidden)}"
+            raise _bad(f"{where}, column {identifier}", message, "Remove it.")
+    return LabelLine(number, Label(row["label"]), names)
+
+
+def _are_of_several_patients(keys: list[str], studies: Mapping[str, StudyIdentity]) -> bool:
+    return len(keys) > 1 and len(frozenset.union(*(studies[key].patient_ids for key in keys))) > 1
 
 
 def _bad(where: str, message: str, fix: str) -> FindingError:
@@ -120,6 +153,19 @@ def _unused(lines: list[LabelLine]) -> Finding:
     message = f"{len(lines)} lines name no study of the export: line {numbers}"
     fix = "Export these studies too, or check how the identifiers are written (leading zeros, blanks)."
     return Finding("IMPORT-LABEL-UNUSED", "warning", "labels", message, fix)
+
+
+def _contradiction(line: LabelLine) -> Finding:
+    others = " and ".join(name for name in line.names if name != line.identifier)
+    message = f"{others} of the line are not those of the study that its {line.identifier} names"
+    fix = f"Correct the line; remove the column {others} if it holds other identifiers than the export."
+    return Finding("IMPORT-LABEL-CONTRADICTS", "error", f"labels line {line.line}", message, fix)
+
+
+def _ambiguous(line: LabelLine, n_studies: int) -> Finding:
+    message = f"{n_studies} studies, of several patients, have the accession number of the line"
+    fix = "Fill in study_uid or patient_id, too; these studies are left out until then."
+    return Finding("IMPORT-LABEL-AMBIGUOUS", "error", f"labels line {line.line}", message, fix)
 
 
 def _mixed(n_patients: int, case_id: str) -> Finding:

@@ -18,11 +18,13 @@ from pathlib import Path
 
 from client.cohort import COLUMNS
 from client.cohort_table import read_lines
+from client.dicom_identity import read_identity
 from client.export_scan import Export, StudyAudit, StudyJob, audit_study, file_findings, scan_export
+from client.file_lock import alone
 from client.findings import Finding, FindingError
-from client.label_list import label_studies, read_labels
+from client.label_list import LabelLine, label_studies, read_labels
 from client.preparation import Progress
-from client.pseudonyms import open_pseudonyms
+from client.pseudonyms import KEY_FILE, open_pseudonyms
 from client.series_choice import SeriesAudit, SeriesChoice, choose_series
 from client.site import SiteConfig, read_site
 from client.volume_store import is_disk_full, write_atomically
@@ -30,6 +32,7 @@ from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Label
 
 COHORT, SITE, REPORT, IMAGES = "cohort.csv", "site.toml", "import-report.csv", "images"
+MANY_STUDIES = 3  # of one patient, for a warning if they are most of all
 REPORT_COLUMNS = (
     *("case_id", "decision", "series", "slices", "thickness_mm", "length_mm", "kernel", "reason"),
     *("place", "findings"),
@@ -94,11 +97,24 @@ def import_export(
     `scanning` is told of files, `choosing` of studies. Raises FindingError if there is nothing to begin with:
     no export, no table of labels, a key that cannot be used, a cohort.csv that cannot be read.
     """
-    workers = request.workers or os.cpu_count() or 1
     lines, findings = read_labels(request.labels)
     site = _site(request)
+    with _alone_in(request.out):
+        return _import(request, site, lines, findings, scanning, choosing)
+
+
+def _import(
+    request: ImportRequest,
+    site: SiteConfig,
+    lines: tuple[LabelLine, ...],
+    findings: tuple[Finding, ...],
+    scanning: Report | None,
+    choosing: Report | None,
+) -> ImportResult:
+    workers = request.workers or os.cpu_count() or 1
     listed = listed_before(request.out)
-    pseudonyms = open_pseudonyms(request.out)
+    with _writing(KEY_FILE):
+        pseudonyms = open_pseudonyms(request.out, listed)
     export = scan_export(request.root, request.out, workers, scanning)
     studies = export.studies
     case_ids = {uid: pseudonyms.study(uid) for uid in studies}
@@ -120,17 +136,20 @@ def import_export(
             continue
         patient_id = pseudonyms.patient(next(iter(studies[uid].patient_ids), uid))
         is_new = audit.case_id not in listed
-        n_there = _n_images(request.out, audit.case_id)
-        if is_new or not n_there:
+        there = _images(request.out, audit.case_id)
+        if is_new or not there:
             is_copied |= _place_images(request.out, audit.case_id, choice.chosen)
-        elif n_there != len(choice.chosen.paths):
-            found.append(_images_changed(audit.case_id, n_there, len(choice.chosen.paths)))
+        elif len(there) != len(choice.chosen.paths):
+            found.append(_images_changed(audit.case_id, len(there), len(choice.chosen.paths)))
+        elif not _are_same_slices(there, choice.chosen.paths):
+            found.append(_series_changed(audit.case_id))
         if not is_new and listed[audit.case_id] != label:
             found.append(_label_changed(audit.case_id, listed[audit.case_id], label))
         reason = choice.reasons[choice.chosen.number]
         cases.append(ImportedCase(audit.case_id, patient_id, label, choice.chosen, reason, is_new))
     _append_cohort(request.out, [case for case in cases if case.is_new])
     _write_report(request.out, choices.values(), export)
+    found += _patient_findings(cases, sum(not studies[uid].patient_ids for uid in labels))
     found += [] if cases else [_no_case()]
     n_studies, n_labelled = len(studies), len(labels)
     return ImportResult(
@@ -191,6 +210,35 @@ def _images_changed(case_id: str, n_there: int, n_now: int) -> Finding:
     return Finding("IMPORT-IMAGES-CHANGED", "warning", COHORT, message, fix, case_id)
 
 
+def _series_changed(case_id: str) -> Finding:
+    message = "the case has images of another series than the one that is chosen now; the former are kept"
+    fix = f"Delete {IMAGES}/{case_id} and import again to take the series of {REPORT}; its masks must fit it."
+    return Finding("IMPORT-IMAGES-CHANGED", "warning", COHORT, message, fix, case_id)
+
+
+def _patient_findings(cases: Sequence[ImportedCase], n_unnamed: int) -> list[Finding]:
+    """Patients who may be one or several in truth, whose scans folds by patient would not keep together."""
+    fix = f"Export with PatientID; or write in {COHORT} the same patient_id for the scans of one patient"
+    found = []
+    if n_unnamed:
+        message = f"{n_unnamed} labelled studies name no patient: each counts as a patient of its own"
+        found.append(Finding("IMPORT-NO-PATIENT", "warning", "PatientID", message, f"{fix}."))
+    studies = Counter(case.patient_id for case in cases)
+    most = max(studies.values(), default=0)
+    if most >= MANY_STUDIES and 2 * most > len(cases):
+        message = f"{most} of {len(cases)} studies have the same PatientID, as some anonymisers leave it"
+        found.append(
+            Finding("IMPORT-ONE-PATIENT", "warning", "PatientID", message, f"{fix}, and different ones else.")
+        )
+    labels = {(case.patient_id, case.label) for case in cases}
+    n_both = sum(count > 1 for count in Counter(patient for patient, _ in labels).values())
+    if n_both:
+        message = f"{n_both} patients have studies of both labels"
+        both_fix = "Make sure that each is one patient, and that both labels are meant."
+        found.append(Finding("IMPORT-BOTH-LABELS", "warning", "PatientID", message, both_fix))
+    return found
+
+
 def _segmentation_kept() -> Finding:
     message = "the file was there and is kept as it is: it asks for given masks, whatever --segment says"
     fix = f"Set lungs and infection in [segmentation] of {SITE}."
@@ -236,9 +284,26 @@ def listed_before(out: Path) -> dict[str, str]:
     return {row["case_id"]: row.get("label", "") for row in rows if row.get("case_id")}
 
 
-def _n_images(out: Path, case_id: str) -> int:
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Two imports at once would each list their cases."""
+    message = "another `dsan-client import` is at work in this folder"
+    running = Finding(
+        "IMPORT-RUNNING", "error", "the folder given with --out", message, "Wait until it is done."
+    )
+    with alone(out / ".import.lock", running):
+        yield
+
+
+def _images(out: Path, case_id: str) -> list[Path]:
     folder = out / IMAGES / case_id
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _are_same_slices(there: Sequence[Path], now: Sequence[Path]) -> bool:
+    """Whether the first and the last slice bear the same SOPInstanceUID; a series has its own."""
+    ends = ((there[0], now[0]), (there[-1], now[-1]))
+    return all(read_identity(old).instance_uid == read_identity(new).instance_uid for old, new in ends)
 
 
 def _place_images(out: Path, case_id: str, series: SeriesAudit) -> bool:

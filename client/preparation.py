@@ -4,7 +4,6 @@ A killed run loses the cases in work and no more: a finished volume lies in the 
 inputs and recipe, and the next run finds it there. The index of the cohort is written when all is done.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from client.case_preparation import DISK_FULL, Job, Outcome, failed, finished_be
 from client.case_sketch import CaseSketch
 from client.cohort import CohortCase, count_lines, read_cohort
 from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
+from client.file_lock import alone
 from client.findings import Finding, FindingError
 from client.mask_names import MaskNames
 from client.masks import names_without_files
@@ -288,13 +288,9 @@ def _store_for_us_alone(store: Path) -> Iterator[None]:
     """The store's folder, made and tidied, with the lock of the one run that may write to it."""
     try:
         make_private_folder(store)
-        with (store / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
-            except BlockingIOError:
-                message = "another `dsan-client prepare` is at work in this store"
-                finding = Finding("PREPARE-RUNNING", "error", str(store), message, "Wait until it is done.")
-                raise FindingError(finding) from None
+        message = "another `dsan-client prepare` is at work in this store"
+        running = Finding("PREPARE-RUNNING", "error", str(store), message, "Wait until it is done.")
+        with alone(store / ".lock", running):
             remove_leftovers(store)
             yield
     except OSError as error:

@@ -2,18 +2,21 @@
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.findings import Finding, FindingError
+from dsan_daemon.files import PRIVATE, write_atomically
 
 KEY_FILE = "pseudonym.key"
 HEX_DIGITS = 16  # 64 bits: two of a million studies collide once in 40 million cohorts
 KEY_BYTES = 32
+_STUDY = re.compile(rf"c-[0-9a-f]{{{HEX_DIGITS}}}")
+_NEW_KEY = "with a new key every patient gets another name"
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,20 @@ class Pseudonyms:
         return hmac.new(self.key, text, hashlib.sha256).hexdigest()[:HEX_DIGITS]
 
 
-def open_pseudonyms(folder: Path) -> Pseudonyms:
-    """The site's pseudonyms; the key is made once, readable by its owner alone.
+def open_pseudonyms(folder: Path, listed: Iterable[str] = ()) -> Pseudonyms:
+    """The site's pseudonyms; the key is made once, whole or not at all, readable by its owner alone.
 
-    Raises FindingError IMPORT-KEY for a key that others may read or that is none: with a new key every
-    patient would get another name.
+    `listed` are the cases that the site has already. Raises FindingError IMPORT-KEY for a key that others may
+    read, that is none, or that is gone while cases bear its pseudonyms: with a new key every patient would
+    get another name. OSError if it cannot be written. One process at a time may call it.
     """
     path = folder / KEY_FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return Pseudonyms(_read_key(path))
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{secrets.token_hex(KEY_BYTES)}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    if not path.exists():
+        n_named = sum(_STUDY.fullmatch(case_id) is not None for case_id in listed)
+        if n_named:
+            message = f"there is no such file, but cohort.csv lists {n_named} cases under its pseudonyms"
+            raise _refused(message, f"Restore it from a backup: {_NEW_KEY}. Or begin with an empty folder.")
+        write_atomically(path, f"{secrets.token_hex(KEY_BYTES)}\n".encode(), PRIVATE)
     return Pseudonyms(_read_key(path))
 
 
@@ -63,7 +65,7 @@ def _read_key(path: Path) -> bytes:
         raise _refused(message, f"Run `chmod 600 {KEY_FILE}`, and ask who may have copied it.")
     if not re.fullmatch(rf"[0-9a-f]{{{2 * KEY_BYTES}}}", text):
         message = f"it does not hold {2 * KEY_BYTES} hexadecimal digits"
-        raise _refused(message, "Restore it from a backup: with a new key every patient gets another name.")
+        raise _refused(message, f"Restore it from a backup: {_NEW_KEY}.")
     return bytes.fromhex(text)
 
 

@@ -113,8 +113,8 @@ def _require_recipe(target: Target, terms: StudyTerms) -> None:
         )
     raise RefusedError(
         "SITE-RECIPE",
-        f"volumes here are prepared with {_settings(recipe)}, the study needs {_settings(wanted)}: write that "
-        "under [recipe] in site.toml and prepare again",
+        f"volumes here are prepared with {_settings(recipe)}, the study needs {_settings(wanted)}: "
+        "write that under [recipe] in site.toml and prepare again",
     )
 
 

@@ -52,6 +52,36 @@ def test_the_same_label_twice_is_no_conflict(tmp_path: Path) -> None:
     assert labels(tmp_path, "label,patient_id\nCAP,P2\nCAP,P2\n") == ({"s3": Label.CAP}, [])
 
 
+def test_identifiers_of_different_studies_in_one_line_label_none(tmp_path: Path) -> None:
+    text = "label,accession,patient_id\nCAP,A1,P2\nCAP,A2,P1\nCOVID-19,A2,P2\n"
+    found, codes = labels(tmp_path, text)
+    assert codes == ["IMPORT-LABEL-CONTRADICTS"] * 2
+    assert found == {"s2": Label.CAP}
+
+
+def test_what_the_files_of_a_study_do_not_say_contradicts_nothing(tmp_path: Path) -> None:
+    text = "label,accession,patient_id,study_uid\nCAP,A77,P2,s3\n"
+    assert labels(tmp_path, text) == ({"s3": Label.CAP}, [])
+
+
+def test_an_accession_number_of_two_patients_needs_another_identifier(tmp_path: Path) -> None:
+    studies = {
+        uid: StudyIdentity(uid, frozenset({"A1"}), frozenset({patient}))
+        for uid, patient in {"s1": "P1", "s2": "P2"}.items()
+    }
+    case_ids = {uid: f"c-{uid}" for uid in studies}
+    lines, _ = read_labels(table(tmp_path, "label,accession,patient_id\nCAP,A1,\nCAP,A1,P2\n"))
+    assert label_studies(lines[1:], studies, case_ids) == ({"s2": Label.CAP}, ())
+    found, (finding,) = label_studies(lines[:1], studies, case_ids)
+    assert (found, finding.code, finding.where) == ({}, "IMPORT-LABEL-AMBIGUOUS", "labels line 2")
+
+
+def test_an_invisible_character_in_an_identifier_is_named(tmp_path: Path) -> None:
+    _, (finding,) = read_labels(table(tmp_path, "label,patient_id\nCAP,P\u200b1\n"))
+    assert (finding.code, finding.where) == ("IMPORT-LABEL-LINE", "labels.csv line 2, column patient_id")
+    assert finding.message == "the cell holds the invisible character U+200B"
+
+
 def test_an_empty_accession_finds_no_study(tmp_path: Path) -> None:
     found, codes = labels(tmp_path, "label,accession,patient_id\nCAP,,\n")
     assert (found, codes) == ({}, ["IMPORT-LABEL-LINE"])

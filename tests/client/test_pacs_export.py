@@ -1,4 +1,7 @@
 import csv
+import errno
+import fcntl
+import os
 import shutil
 import stat
 from collections.abc import Callable, Sequence
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 
 from client.cohort import read_cohort
+from client.finding_table import exit_code
 from client.findings import FindingError
 from client.import_report import import_text
 from client.pacs_export import ImportRequest, ImportResult, import_export
@@ -71,6 +75,12 @@ def run(tmp_path: Path, root: Path, *labels: str, **options: Any) -> ImportResul
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["study_uid,label", *labels]) + "\n")
     return import_export(ImportRequest(root, table, tmp_path / "out", workers=1, **options))
+
+
+def run_refused(tmp_path: Path, root: Path, code: str) -> None:
+    with pytest.raises(FindingError) as refused:
+        run(tmp_path, root, "1.2,CAP")
+    assert refused.value.finding.code == code
 
 
 def codes(result: ImportResult) -> list[str]:
@@ -351,6 +361,89 @@ def test_what_comes_next_is_what_site_toml_asks_for(export: Path, tmp_path: Path
     (tmp_path / "out" / "site.toml").write_text('name = "a"\n[segmentation]\nlungs = "classical"\n')
     text = import_text(run(tmp_path, export, "1.2,CAP"), request)
     assert "next: dsan-client prepare" in text
+
+
+def test_another_series_of_as_many_slices_that_is_chosen_now_is_told(
+    dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    root = tmp_path / "export"
+    study(dicom_factory, root / "soft", uid="1.1", series="1.1.1", kernel="B30f")
+    assert codes(run(tmp_path, root, "1.1,CAP")) == []
+    assert codes(run(tmp_path, root, "1.1,CAP")) == []
+    study(dicom_factory, root / "lung", uid="1.1", series="1.1.2", kernel="B70f")
+    changed = run(tmp_path, root, "1.1,CAP")
+    assert codes(changed) == ["IMPORT-IMAGES-CHANGED"]
+    assert "of another series" in changed.findings[0].message
+    shutil.rmtree(tmp_path / "out" / "images" / changed.cases[0].case_id)
+    assert codes(run(tmp_path, root, "1.1,CAP")) == []
+    assert codes(run(tmp_path, root, "1.1,CAP")) == []
+
+
+def test_a_key_that_is_gone_is_not_made_anew_beside_its_cases(export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.2,CAP")
+    (tmp_path / "out" / "pseudonym.key").unlink()
+    with pytest.raises(FindingError, match="IMPORT-KEY") as refused:
+        run(tmp_path, export, "1.2,CAP")
+    assert "cohort.csv lists 1 cases under its pseudonyms" in refused.value.finding.message
+    assert not (tmp_path / "out" / "pseudonym.key").exists()
+
+
+def test_a_key_that_could_not_be_written_is_made_by_the_next_import(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dsan_daemon.files.os.fsync", full)
+        run_refused(tmp_path, export, "OUTPUT-DISK-FULL")
+    assert codes(run(tmp_path, export, "1.2,CAP")) == ["IMPORT-NO-LABEL"]
+
+
+def test_two_imports_at_once_do_not_list_a_case_twice(export: Path, tmp_path: Path) -> None:
+    run(tmp_path, export, "1.2,CAP")
+    with (tmp_path / "out" / ".import.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_refused(tmp_path, export, "IMPORT-RUNNING")
+    assert run(tmp_path, export, "1.2,CAP").n_new == 0
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_in_the_report(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By scandir, as whoever is root may list every folder."""
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path).name == "DISK1":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    result = run(tmp_path, export, "1.2,CAP")
+    assert "IMPORT-FOLDER" in codes(result)
+    assert exit_code(result.findings) == 65
+    assert [line["place"] for line in report(tmp_path) if "listed" in line["reason"]] == ["DISK1"]
+
+
+@pytest.mark.parametrize(
+    ("patients", "labels", "code"),
+    [
+        (["", ""], "COVID-19 CAP", "IMPORT-NO-PATIENT"),
+        (["ANONYMOUS"] * 3, "CAP CAP CAP", "IMPORT-ONE-PATIENT"),
+        (["P1", "P1"], "CAP COVID-19", "IMPORT-BOTH-LABELS"),
+    ],
+)
+def test_patients_who_may_be_others_than_they_seem_are_a_warning(
+    patients: list[str], labels: str, code: str, dicom_factory: ModuleType, tmp_path: Path
+) -> None:
+    for i, patient in enumerate(patients):
+        folder = tmp_path / "export" / str(i)
+        study(dicom_factory, folder, uid=f"1.{i}", series=f"1.{i}.1", patient=patient)
+    lines = [f"1.{i},{label}" for i, label in enumerate(labels.split())]
+    result = run(tmp_path, tmp_path / "export", *lines)
+    assert codes(result) == [code]
+    assert len({case.patient_id for case in result.cases}) == len(set(filter(None, patients)) or patients)
 
 
 def test_a_cohort_that_others_changed_is_read_and_kept_to_its_owner(export: Path, tmp_path: Path) -> None:
