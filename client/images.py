@@ -92,7 +92,8 @@ def read_mask(path: Path, ct: sitk.Image, case_id: str | None, role: str = "mask
 def mask_labels(path: Path) -> tuple[int, ...]:
     """The values above 0 of a mask that `read_mask` has taken."""
     file = ImageFile(path, "mask", None)
-    slices = sitk.GetArrayViewFromImage(_pixels(file, *read_headers(file)))
+    image = _pixels(file, *read_headers(file))  # named, as a view does not keep its image alive
+    slices = sitk.GetArrayViewFromImage(image)
     return tuple(sorted({int(value) for slice_HW in slices for value in np.unique(slice_HW) if value > 0}))
 
 
