@@ -234,9 +234,16 @@ def flower(folder: Path, arm: str, options: argparse.Namespace) -> list[Round]:
             if supervisor.tend() or time.monotonic() > deadline:
                 raise RuntimeError(f"a program ended, or no round in time: see the logs in {folder}")
             lines = out.read_text().splitlines() if out.exists() else []
-            found += [Round(**json.loads(line), cpu_s=cpu_s(folder)) for line in lines[len(found) :]]
+            found += [round_of(json.loads(line), cpu_s(folder)) for line in lines[len(found) :]]
             time.sleep(0.25)
     return found
+
+
+def round_of(line: dict[str, float | str], cpu: float) -> Round:
+    """A line of transport_app. Raises RuntimeError if it says that the run failed."""
+    if "failed" in line:
+        raise RuntimeError(f"the ServerApp failed: {line['failed']}")
+    return Round(**line, cpu_s=cpu)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What `transport.py` compares with: Flower's own FedAvg of a state dict, and bare Flower moving our bytes.
 
 Nobody trains: a site changes every value a little, so that no two messages hold the same bytes (Flower
-stores equal ones once). A line of JSON a round goes to the file `out` of the run's configuration.
+stores equal ones once). A line of JSON a round goes to the file `out` of the run's configuration, and one if
+the run failed.
 """
 
 import json
@@ -33,7 +34,13 @@ def main(grid: Grid, context: Context) -> None:
     while len(list(grid.get_node_ids())) < int(config["sites"]):
         time.sleep(0.5)
     arm = {"fedavg": fedavg, "bare": bare}[str(config["arm"])]
-    arm(grid, NetworkConfig(width=int(config["width"])), int(config["rounds"]), Log(Path(str(config["out"]))))
+    out = Path(str(config["out"]))
+    try:
+        arm(grid, NetworkConfig(width=int(config["width"])), int(config["rounds"]), Log(out))
+    except Exception as error:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"failed": repr(error)}) + "\n")
+        raise
 
 
 class Log:
@@ -114,18 +121,18 @@ def bare(grid: Grid, network: NetworkConfig, rounds: int, log: Log) -> None:
         for values in payload.values():
             values += 1
         record = _packed(payload)
-        replies = grid.send_and_receive([Message(record, node, "train.bare") for node in grid.get_node_ids()])
-        moved = sum(_size(reply.content) for reply in replies)
-        log.tell(bytes=moved + _size(record) * len(list(replies)))
+        messages = [Message(record, node, "train.bare") for node in grid.get_node_ids()]
+        replies = list(grid.send_and_receive(messages))
+        moved = sum(_size(reply.content) for reply in replies)  # raises for a reply that is an error
+        log.tell(bytes=moved + _size(record) * len(replies))
 
 
 @client.train("bare")
 def send_back(message: Message, context: Context) -> Message:
     """The same bytes with another value added to each."""
     arrays = message.content["arrays"]
-    changed = {
-        name: np.frombuffer(array.data, np.uint8) + np.uint8(os.getpid()) for name, array in arrays.items()
-    }
+    added = np.uint8(1 + os.getpid() % 255)
+    changed = {name: np.frombuffer(array.data, np.uint8) + added for name, array in arrays.items()}
     return Message(_packed(changed), reply_to=message)
 
 
