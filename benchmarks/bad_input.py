@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,30 @@ def mask_kinds() -> Iterator[Kind]:
     yield Kind("mask", "cut off at the bottom", "SEG-LUNGS-CUT", lambda f: _cut(f, slice(12, 40)), "warning")
 
 
+def slice_kinds() -> Iterator[Kind]:
+    """Scans whose headers are right and whose pixels are not."""
+    shuffled = np.random.default_rng(0).permutation(len(chest().hu))
+    for name, code, change in (
+        ("one slice is blank", "SCAN-ODD-SLICE", lambda hu: _blank(hu, slice(20, 21))),
+        ("half of a slice is blank", "SCAN-ODD-SLICE", lambda hu: _blank(hu, slice(20, 21), slice(20, None))),
+        ("some slices are blank", "SCAN-JUMP", lambda hu: _blank(hu, slice(18, 24))),
+        ("half of some slices is blank", "SCAN-JUMP", lambda hu: _blank(hu, slice(18, 24), slice(20, None))),
+        ("pixels in another order than positions", "SCAN-ORDER", lambda hu: hu[shuffled]),
+    ):
+        yield Kind("slices", name, code, lambda folder, change=change: _changed(folder, change))
+
+
+def _blank(hu_DHW: Array, slices: slice, rows: slice = slice(None)) -> Array:
+    hu_DHW[slices, rows] = -1024
+    return hu_DHW
+
+
+def _changed(folder: Path, change: Callable[[Array], Array]) -> dict[str, str]:
+    sound = chest()
+    Chest(own(change(sound.hu), folder), sound.lung, sound.infection).written(folder, "scan")
+    return _cells("scan")
+
+
 def _mask(folder: Path, bad: BadImage) -> dict[str, str]:
     path = bad.write(folder)
     return {**_write_scan(folder), "lung_mask": path.name}
@@ -211,7 +236,8 @@ def _write_scan(folder: Path, lung: Array | None = None, infection: Array | None
         lung_array() if lung is None else lung,
         infection_array() if infection is None else infection,
     )
-    for name, array in zip(("scan", "scan_lung", "scan_infection"), (hu_array(), *masks), strict=True):
+    hu = own(hu_array(), folder)
+    for name, array in zip(("scan", "scan_lung", "scan_infection"), (hu, *masks), strict=True):
         written(folder, image(array), f"{name}.nii.gz")
     return _cells("scan")
 
@@ -234,15 +260,22 @@ def _of_chest(name: str, code: str, severity: str = "error", **masks: Array) -> 
     fields = {"hu": sound.hu, "lung": sound.lung, "infection": sound.infection, **masks}
 
     def write(folder: Path) -> dict[str, str]:
+        own(fields["hu"], folder)
         Chest(**fields).written(folder, "scan")
         return _cells("scan")
 
     return Kind("mask", name, code, write, severity)
 
 
+def own(hu_DHW: Array, folder: Path) -> Array:
+    """The scan with one voxel changed for the folder: one scan of several patients is refused."""
+    hu_DHW.flat[0] = zlib.crc32(folder.name.encode()) % 1000
+    return hu_DHW
+
+
 def _cut(folder: Path, slices: slice) -> dict[str, str]:
     sound = chest()
-    Chest(sound.hu[slices], sound.lung[slices], sound.infection[slices]).written(folder, "scan")
+    Chest(own(sound.hu[slices], folder), sound.lung[slices], sound.infection[slices]).written(folder, "scan")
     return _cells("scan")
 
 
@@ -257,9 +290,10 @@ def _without_mask(folder: Path) -> dict[str, str]:
 
 
 def _copy(folder: Path) -> dict[str, str]:
-    """The neighbour of this very case, which `neighbour` writes, once more."""
-    write_case(folder, folder.name.replace("bad", "good"))
-    return _cells(folder.name.replace("bad", "good"))
+    """The neighbour of the case before, of the same patient, once more."""
+    good = f"good{int(folder.name.removeprefix('bad')) - 1}"
+    write_case(folder, good)
+    return {**_cells(good), "label": "CAP", "patient_id": f"p-{good}"}
 
 
 def anatomy_kinds() -> Iterator[Kind]:
@@ -328,7 +362,7 @@ def prepared(folder: Path, kinds: Iterable[Kind], settings: str) -> list[Verdict
         bad, good = f"bad{number}", f"good{number}"
         (folder / bad).mkdir(parents=True)
         cells = {
-            key: f"{bad}/{value}" if value and key != "label" else value
+            key: f"{bad}/{value}" if value and key not in ("label", "patient_id") else value
             for key, value in kind.write(folder / bad).items()
         }
         write_case(folder, good)
@@ -515,7 +549,7 @@ def all_verdicts(folder: Path) -> list[Verdict]:
     """Every kind in the order of the groups; `folder` is scratch space."""
     classical = '[segmentation]\nlungs = "classical"\ninfection = "crude"\n'
     return [
-        *prepared(folder / "given", (*series_kinds(), *scan_kinds(), *mask_kinds()), ""),
+        *prepared(folder / "given", (*series_kinds(), *scan_kinds(), *mask_kinds(), *slice_kinds()), ""),
         *prepared(folder / "segmented", (*anatomy_kinds(), *shared_kinds()), classical),
         *listed(folder / "listed"),
         *configured(folder / "configured"),

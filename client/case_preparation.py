@@ -10,7 +10,7 @@ from client.case_sketch import CaseSketch, sketch_case, write_sketch
 from client.cohort import CohortCase
 from client.content_digests import ContentDigest, content_digest
 from client.findings import Finding, FindingError
-from client.images import read_ct, read_mask
+from client.images import gate_name, read_ct, read_mask
 from client.lung_audit import nothing_left
 from client.masks import MaskSource, case_masks, mask_source
 from client.segmentation_store import write_scan
@@ -141,7 +141,8 @@ def _files(case: CohortCase, source: MaskSource) -> tuple[Path, ...]:
 
 
 def _path(job: Job, source: MaskSource, digests: tuple[ContentDigest, ...]) -> Path:
-    key = volume_key(tuple(digest.sha256 for digest in digests), source.names, job.recipe)
+    gate = gate_name(job.max_slice_thickness_mm)
+    key = volume_key(tuple(digest.sha256 for digest in digests), source.names, job.recipe, gate)
     return volume_path(job.store, key)
 
 

@@ -21,6 +21,7 @@ from client.dicom_header import SliceHeader
 from client.dicom_values import plausibility_findings
 from client.findings import Finding, FindingError
 from client.image_memory import new_image
+from client.slice_continuity import continuity_findings
 from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 
 Slice = npt.NDArray[Any]  # of integers or floats, as the file and its calibration ask for
@@ -48,7 +49,7 @@ def read_dicom_series(
         image = _read_image(stack)
     except FindingError as failure:
         raise FindingError(replace(failure.finding, case_id=case_id)) from None
-    of_values = plausibility_findings(sitk.GetArrayViewFromImage(image))
+    of_values = (*plausibility_findings(sitk.GetArrayViewFromImage(image)), *continuity_findings(image))
     _raise_first_error(tuple(replace(finding, case_id=case_id) for finding in of_values))
     return image, findings
 

@@ -4,6 +4,7 @@ Headers are judged before pixels are read and memory is allocated for them. Imag
 (x, y, z), mm, LPS. Errors are FindingErrors with a code IMAGE- (files) or DICOM- (folders).
 """
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from client.findings import Finding, FindingError
 from client.image_files import ImageFile
 from client.image_header import Header, examine_scan, in_mm, quiet, read_headers, refused
 from client.nifti_files import NiftiHeader, read_nifti_image
+from client.slice_continuity import continuity_findings
 from client.slice_thickness import MAX_SLICE_THICKNESS_MM
 from client.text_header_files import check_packed_pixels
 
+GATE_VERSION = 2  # of what `read_ct` refuses: a volume that has passed another one is made again
 SAME_GRID_WITHIN_VOXELS = 0.25  # half a voxel is the commonest real error, a hundredth common rounding
 MAX_INFECTION_OUTSIDE_LUNG = 0.5
 
@@ -33,7 +36,7 @@ def read_ct(
     """The scan in HU, int16 or float32, without metadata, and the warnings about it.
 
     `path` is a folder with one DICOM series, or a NIfTI, NRRD or MetaImage file. Raises FindingError for a
-    scan that cannot be used: see the codes IMAGE- and DICOM- in docs/reference/errors.md.
+    scan that cannot be used: see the codes IMAGE-, DICOM- and SCAN- in docs/reference/errors.md.
     """
     if path.is_dir():
         return read_dicom_series(path, case_id, max_slice_thickness_mm)
@@ -41,7 +44,14 @@ def read_ct(
     header, reader, findings = examine_scan(file, max_slice_thickness_mm)
     ct = _as_hu(_pixels(file, header, reader))
     _check_values(file, sitk.GetArrayViewFromImage(ct))
+    for finding in continuity_findings(ct):
+        raise FindingError(replace(finding, case_id=case_id))
     return ct, findings
+
+
+def gate_name(max_slice_thickness_mm: float) -> str:
+    """What a scan that was read has passed; part of the key of a stored volume."""
+    return f"gate {GATE_VERSION}, slices of at most {max_slice_thickness_mm:g} mm"
 
 
 def audit_ct(

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,7 @@ from client.cohort import CohortCase, count_lines, read_cohort
 from client.content_digests import ContentDigest, is_unchanged, read_known_digests, write_known_digests
 from client.file_lock import alone
 from client.findings import Finding, FindingError
+from client.images import gate_name
 from client.mask_names import MaskNames
 from client.masks import names_without_files
 from client.site import SegmentationTable, SiteConfig
@@ -47,6 +48,7 @@ SPARE_DISK_BYTES = 16 << 20  # for the index and the file system itself
 
 _INDEX = "index.json"
 _FIX_PREPARE = "Run `dsan-client prepare` and heed its findings."
+_FIX_COPY = "Keep the line that is right."
 _FIX_DISK = "Free space, or set `store` in site.toml to a larger disk, and run `dsan-client prepare` again."
 _log = logging.getLogger(__name__)
 
@@ -136,12 +138,17 @@ def prepare_cohort(
         jobs = [_job(case, site, target, known) for case in cases]
         outcomes = _outcomes(jobs, target, _worker_count(site, workers), progress, started)
         in_order = [outcomes[case.case_id] for case in cases]
-        entries = tuple(_entry(outcome.case, outcome.stored) for outcome in in_order if outcome.stored)
-        findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings)]
-        findings += _same_scans(in_order)
-        _write_index(target, cohort_digest, entries, findings)
+        of_copies, unusable = _copies(in_order)
+        entries = tuple(
+            _entry(outcome.case, outcome.stored)
+            for outcome in in_order
+            if outcome.stored and outcome.case.case_id not in unusable
+        )
+        findings = [*of_table, *(finding for outcome in in_order for finding in outcome.findings), *of_copies]
+        _write_index(target, cohort_digest, _gate(site), entries, findings)
         unused_bytes = _unused(target.store, entries, remove_unused)
-    n_new = sum(outcome.is_new for outcome in in_order)
+    new = {outcome.stored.path for outcome in in_order if outcome.stored and outcome.is_new}
+    n_new = sum(entry.path in new for entry in entries)  # copies share a volume
     seconds = time.monotonic() - started
     n_listed = count_lines(site.manifest)
     return PreparationResult(
@@ -182,7 +189,7 @@ def load_prepared(site: SiteConfig, target: Target | None = None) -> tuple[Prepa
     """The usable cases of the last complete preparation for the target, in the order of the table.
 
     Raises FindingError when nothing was prepared, no case is usable, the table, the recipe or the
-    segmentation has changed since, or a volume is missing.
+    segmentation or the gate has changed since, or a volume is missing.
     """
     target = target or classification_target(site)
     try:
@@ -191,6 +198,7 @@ def load_prepared(site: SiteConfig, target: Target | None = None) -> tuple[Prepa
         is_same_cohort = index["cohort_digest"] == _cohort_digest(site)
         is_same_recipe = index["recipe_digest"] == target.recipe.digest
         are_same_masks = index["masks"] == str(names_without_files(target.segmentation))
+        is_same_gate = index.get("gate") == _gate(site)
     except FileNotFoundError:
         raise _not_ready("PREPARE-NOTHING", "this cohort was never prepared to its end") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -202,6 +210,9 @@ def load_prepared(site: SiteConfig, target: Target | None = None) -> tuple[Prepa
     if not are_same_masks:
         message = "[segmentation] in site.toml, or the version of its method, has changed since"
         raise _not_ready("PREPARE-MASKS-CHANGED", message)
+    if not is_same_gate:
+        message = "[audit] in site.toml, or what this release refuses, has changed since it was prepared"
+        raise _not_ready("PREPARE-GATE-CHANGED", message)
     if not entries:
         raise _not_ready("PREPARE-NO-CASE", "no case of the cohort is usable")
     missing = [entry.case.case_id for entry in entries if not entry.path.is_file()]
@@ -264,20 +275,31 @@ class _Clock:
         self.progress(Progress(done, self.total, seconds, eta_s))
 
 
-def _same_scans(outcomes: list[Outcome]) -> list[Finding]:
-    """Warnings about copies: one scan under two names would be trained on and validated on."""
-    first: dict[str, CohortCase] = {}
-    findings = []
+def _copies(outcomes: list[Outcome]) -> tuple[list[Finding], set[str]]:
+    """Findings about scans that are there twice, and the cases that can therefore not be used.
+
+    A copy of the same patient with the same label is a warning. If patient or label differ, nobody can tell
+    here which line is right, and the scan would be trained on and validated on: none of the lines is used.
+    """
+    same: dict[str, list[CohortCase]] = defaultdict(list)
     for outcome in outcomes:
-        if not outcome.digests:
-            continue
-        case, other = outcome.case, first.setdefault(outcome.digests[0].sha256, outcome.case)
-        if other is not case:
+        if outcome.digests:
+            same[outcome.digests[0].sha256].append(outcome.case)
+    findings, unusable = [], set[str]()
+    for first, *others in same.values():
+        is_contradictory = any((c.patient_id, c.label) != (first.patient_id, first.label) for c in others)
+        if is_contradictory:
+            unusable |= {case.case_id for case in (first, *others)}
+        for case in (first, *others) if is_contradictory else others:
+            other = others[0] if case is first else first
             where = f"cohort.csv line {case.line}, column image"
             message = f"the scan is, byte for byte, that of line {other.line} (case {other.case_id})"
-            fix = "Keep one of the two lines."
-            findings.append(Finding("IMAGE-COPY", "warning", where, message, fix, case.case_id))
-    return findings
+            if is_contradictory:
+                message += ", with another patient or label: none of these lines is used"
+                findings.append(Finding("IMAGE-TWICE", "error", where, message, _FIX_COPY, case.case_id))
+            else:
+                findings.append(Finding("IMAGE-COPY", "warning", where, message, _FIX_COPY, case.case_id))
+    return findings, unusable
 
 
 # ---- the store ----
@@ -331,14 +353,23 @@ def _cohort_digest(site: SiteConfig) -> str:
     return hashlib.sha256(site.manifest.read_bytes()).hexdigest() if site.manifest.is_file() else ""
 
 
+def _gate(site: SiteConfig) -> str:
+    return gate_name(site.audit.max_slice_thickness_mm)
+
+
 def _write_index(
-    target: Target, cohort_digest: str, entries: tuple[PreparedEntry, ...], findings: list[Finding]
+    target: Target,
+    cohort_digest: str,
+    gate: str,
+    entries: tuple[PreparedEntry, ...],
+    findings: list[Finding],
 ) -> None:
     index = {
         "format_version": INDEX_FORMAT,
         "cohort_digest": cohort_digest,
         "recipe_digest": target.recipe.digest,
         "masks": str(names_without_files(target.segmentation)),
+        "gate": gate,
         "left_out": Counter(finding.code for finding in findings if finding.severity == "error"),
         "cases": [_row(entry) for entry in entries],
     }

@@ -45,9 +45,11 @@ class StoredCase:
     findings: tuple[Finding, ...]  # the warnings about the scan and its masks
 
 
-def volume_key(input_digests: tuple[str, ...], masks: MaskNames, recipe: Recipe | SegmentationRecipe) -> str:
-    """Name (hex) of the volume made from these inputs: same content and same recipe, same name."""
-    return hashlib.sha256(" ".join((*input_digests, str(masks), recipe.digest)).encode()).hexdigest()
+def volume_key(
+    input_digests: tuple[str, ...], masks: MaskNames, recipe: Recipe | SegmentationRecipe, gate: str
+) -> str:
+    """Name (hex) of the volume made from these inputs: same content, recipe and gate, same name."""
+    return hashlib.sha256(" ".join((*input_digests, str(masks), recipe.digest, gate)).encode()).hexdigest()
 
 
 def volume_path(store: Path, key: str) -> Path:

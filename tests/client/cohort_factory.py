@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from image_factory import densities
 
 from client.cohort import COLUMNS
 from client.site import SiteConfig, read_site
@@ -35,8 +37,8 @@ def write_case(folder: Path, case_id: str, infection_rows: int = 3) -> None:
     lung, infection = np.zeros(SHAPE_DHW, np.uint8), np.zeros(SHAPE_DHW, np.uint8)
     lung[3:23, 4:16, 3:10] = lung[3:23, 4:16, 14:21] = 1
     infection[10 : 10 + infection_rows, 5:9, 4:9] = 1
-    hu = np.where(infection == 1, -300, np.where(lung == 1, -850, 40)).astype(np.int16)
-    noise = np.random.default_rng(sum(case_id.encode())).integers(-30, 30, SHAPE_DHW, dtype=np.int16)
+    hu = densities(lung, infection)
+    noise = np.random.default_rng(zlib.crc32(case_id.encode())).integers(-30, 30, SHAPE_DHW, dtype=np.int16)
     folder.mkdir(parents=True, exist_ok=True)
     write_image(folder / f"{case_id}.nii.gz", hu + noise)
     write_image(folder / f"{case_id}_lung.nii.gz", lung)

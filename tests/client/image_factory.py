@@ -51,11 +51,17 @@ def infection_array() -> npt.NDArray[np.uint8]:
 
 
 def hu_array() -> npt.NDArray[np.int16]:
-    """Tissue of 40 HU, lungs of -850, infection of -300, noise of 30."""
-    hu = np.full(SHAPE_DHW, 40, np.int16)
-    hu[lung_array() == 1] = -850
-    hu[infection_array() == 1] = -300
+    """Tissue of 40 HU, lungs of -850 that begin and end by degrees, infection of -300, noise of 30."""
+    hu = densities(lung_array(), infection_array())
     return hu + np.random.default_rng(0).integers(-30, 30, SHAPE_DHW, dtype=np.int16)
+
+
+def densities(lung: Array, infection: Array) -> npt.NDArray[np.int16]:
+    """HU without noise. Lungs of slices 3 to 22 begin and end by degrees: no slice is all unlike the next."""
+    hu = np.where(lung == 1, -850, 40).astype(np.int16)
+    for slices, lung_hu in {(3, 22): -180, (4, 21): -400, (5, 20): -620}.items():
+        hu[list(slices)] = np.maximum(hu[list(slices)], np.int16(lung_hu))
+    return np.where(infection == 1, np.int16(-300), hu)
 
 
 def written(folder: Path, made: sitk.Image, name: str) -> Path:
@@ -509,6 +515,8 @@ def chest() -> Chest:
     lung = whole & (right | left)
     infection = lung & (((x - 12) / 5) ** 2 + ((y - 24) / 5) ** 2 + ((z - 20) / 12) ** 2 < 1)
     body = ((x - 23.5) / 22) ** 2 + ((y - 19.5) / 17) ** 2 < 1
-    hu = np.where(infection, -300, np.where(lung, -850, np.where(body, 40, -1000)))
+    depth = np.minimum(z - 3, 36 - z)  # of a slice below the tip of the lungs or above their base, from 1
+    lung_hu = np.where(lung, np.maximum(40 - 220 * depth, -850), 0)  # they begin and end by degrees
+    hu = np.where(infection, -300, np.where(lung, lung_hu, np.where(body, 40, -1000)))
     noise = np.random.default_rng(1).integers(-30, 30, CHEST_DHW)
     return Chest((hu + noise).astype(np.int16), lung.astype(np.uint8), infection.astype(np.uint8))

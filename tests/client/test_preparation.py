@@ -76,7 +76,8 @@ def test_every_case_becomes_a_volume_with_its_ratio(site: SiteConfig) -> None:
         verify_volume(entry.path)
         volume_DHW, (lung_DHW, infection_DHW) = load_volume(entry.path), load_masks(entry.path)
         assert volume_DHW.shape == tuple(RECIPE_DHW)
-        assert np.median(volume_DHW[lung_DHW & ~infection_DHW]) * 1500 - 1350 == pytest.approx(-850, abs=15)
+        inner_DHW = (lung_DHW & ~infection_DHW)[6:8]  # where the phantom's lungs neither begin nor end
+        assert np.median(volume_DHW[6:8][inner_DHW]) * 1500 - 1350 == pytest.approx(-850, abs=15)
         assert not volume_DHW[~lung_DHW].any()
 
 
@@ -279,10 +280,39 @@ def test_covid_19_without_infection_is_a_warning_of_the_label_not_of_the_volume(
 def test_one_scan_under_two_names_is_a_warning(site: SiteConfig, tmp_path: Path) -> None:
     for part in ("", "_lung", "_infection"):
         shutil.copy(tmp_path / f"c1{part}.nii.gz", tmp_path / f"c0{part}.nii.gz")
+    write_cohort(tmp_path, line("c0", patient_id="p-c1"), line("c1"), line("c2"), line("c3"))
     result = prepare_cohort(site, workers=2)
     assert codes(result) == [("c1", "IMAGE-COPY")]
     assert "line 2 (case c0)" in result.findings[0].message
-    assert len(result.entries) == 4
+    assert (len(result.entries), result.n_new) == (4, 4)
+
+
+def test_a_lower_limit_of_thickness_reaches_cases_that_were_prepared_before(
+    site: SiteConfig, tmp_path: Path
+) -> None:
+    entries = prepare_cohort(site, workers=1).entries
+    settings = (tmp_path / "site.toml").read_text()
+    (tmp_path / "site.toml").write_text(f"{settings}[audit]\nmax_slice_thickness_mm = 0.5\n")
+    strict = read_site(tmp_path / "site.toml")
+    with pytest.raises(FindingError, match="PREPARE-GATE-CHANGED"):
+        load_prepared(strict)
+    assert {code for _, code in codes(prepare_cohort(strict, workers=1))} == {"IMAGE-THICKNESS"}
+    assert [entry.case for entry in prepare_cohort(site, workers=1).entries] == [e.case for e in entries]
+
+
+@pytest.mark.parametrize("cells", [{"label": "COVID-19"}, {"patient_id": "p-c0"}])
+def test_one_scan_of_two_patients_or_labels_is_not_used(
+    site: SiteConfig, tmp_path: Path, cells: dict[str, str]
+) -> None:
+    for part in ("", "_lung", "_infection"):
+        shutil.copy(tmp_path / f"c1{part}.nii.gz", tmp_path / f"c0{part}.nii.gz")
+    same_patient = {"patient_id": "p-c1", **cells}
+    write_cohort(tmp_path, line("c0", **same_patient), line("c1"), line("c2"))
+    result = prepare_cohort(site, workers=2)
+    twice = [case_id for case_id, code in codes(result) if code == "IMAGE-TWICE"]
+    assert twice == ["c0", "c1"]
+    assert [entry.case.case_id for entry in result.entries] == ["c2"]
+    assert (result.n_left_out, result.n_new) == (2, 1)
 
 
 def test_a_case_that_kills_its_worker_is_left_out(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:

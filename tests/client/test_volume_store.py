@@ -9,6 +9,7 @@ import pytest
 
 from client import volume_store
 from client.findings import Finding, FindingError
+from client.images import gate_name
 from client.mask_names import MaskNames
 from client.volume_store import (
     load_masks,
@@ -26,6 +27,7 @@ from dsan_model.preprocessing import PreparedCase, Recipe
 
 SHAPE_DHW = (9, 13, 11)  # 1287 voxels: no whole number of bytes of mask
 RECIPE = Recipe(SHAPE_DHW)
+GATE = gate_name(5.0)
 GIVEN = MaskNames("given", "given")
 WARNING = Finding(
     "IMAGE-THICKNESS", "warning", "scan ct.nii.gz", "the slices are 2 mm apart", "None.", "0412"
@@ -43,7 +45,7 @@ def prepared_case() -> PreparedCase:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    path = volume_path(tmp_path, volume_key(("ab", "cd"), GIVEN, RECIPE))
+    path = volume_path(tmp_path, volume_key(("ab", "cd"), GIVEN, RECIPE, GATE))
     write_volume(path, prepared_case(), RECIPE, GIVEN, (WARNING,))
     return path
 
@@ -116,16 +118,17 @@ def test_what_is_not_there_is_missing(tmp_path: Path, stored: Path) -> None:
         verify_volume(stored)
 
 
-def test_the_key_depends_on_content_mask_source_and_recipe() -> None:
+def test_the_key_depends_on_content_mask_source_recipe_and_gate() -> None:
     keys = {
-        volume_key(("ab", "cd"), GIVEN, RECIPE),
-        volume_key(("cd", "ab"), GIVEN, RECIPE),
-        volume_key(("ab", "ce"), GIVEN, RECIPE),
-        volume_key(("ab", "cd"), MaskNames("vbnet-1", "given"), RECIPE),
-        volume_key(("ab", "cd"), GIVEN, Recipe()),
+        volume_key(("ab", "cd"), GIVEN, RECIPE, GATE),
+        volume_key(("cd", "ab"), GIVEN, RECIPE, GATE),
+        volume_key(("ab", "ce"), GIVEN, RECIPE, GATE),
+        volume_key(("ab", "cd"), MaskNames("vbnet-1", "given"), RECIPE, GATE),
+        volume_key(("ab", "cd"), GIVEN, Recipe(), GATE),
+        volume_key(("ab", "cd"), GIVEN, RECIPE, gate_name(3.0)),
     }
-    assert len(keys) == 5
-    assert volume_key(("ab", "cd"), GIVEN, RECIPE) in keys
+    assert len(keys) == 6
+    assert volume_key(("ab", "cd"), GIVEN, RECIPE, GATE) in keys
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
