@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -16,10 +17,11 @@ from client.cohort import CohortCase, count_lines, read_cohort
 from client.findings import Finding, FindingError
 from client.golden_case import golden_findings
 from client.join import connection_findings
+from client.lungmask_segmenter import check_weights
 from client.machine_audit import Machine, machine_findings, read_machine
-from client.masks import mask_source
+from client.masks import LUNGMASK, mask_source
 from client.preparation import Progress
-from client.site import SiteConfig
+from client.site import SegmentationTable, SiteConfig
 from client.worker_pool import WorkerDied, parallel_map
 from dsan_model.cases import Label
 
@@ -53,6 +55,7 @@ def check_site(site: SiteConfig, progress: Callable[[Progress], None] | None = N
         *machine_findings(machine, site, n_listed),
         *golden_findings(torch.device(machine.device)),
         *connection_findings(site),
+        *_weights_findings(site.segmentation),
         *of_table,
         *(finding for audit in audits for finding in audit.findings),
     )
@@ -75,6 +78,17 @@ def _listed(site: SiteConfig) -> tuple[tuple[CohortCase, ...], int, tuple[Findin
         return cases, count_lines(site.manifest), findings
     except FindingError as error:
         return (), 0, (error.finding,)
+
+
+def _weights_findings(chosen: SegmentationTable) -> tuple[Finding, ...]:
+    """Weights of lungmask that are no such network; those of VB-Net are opened for every case."""
+    if chosen.lungs != LUNGMASK:
+        return ()
+    try:
+        check_weights(Path(chosen.lungmask_weights))
+    except FindingError as error:
+        return (error.finding,)
+    return ()
 
 
 def _audit_cases(

@@ -1,6 +1,7 @@
 """dsan-client: one hospital's part of a federated study, and one scan to a diagnosis."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -50,6 +51,13 @@ class PrecisionName(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+def _finite(value: float) -> float:
+    """NaN passes every limit of an option."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number to compare with")
+    return value
+
+
 Config = Annotated[Path, typer.Option(help="The site's settings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Labels = Annotated[
@@ -66,7 +74,9 @@ Source = Annotated[
 ReceivePort = Annotated[
     int, typer.Option(min=1, max=65535, help="Where a PACS by DIMSE sends the images to.")
 ]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer of the PACS.")]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, callback=_finite, help="Seconds to wait for an answer of the PACS.")
+]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes; 0: one for each core (default: site.toml's).")
 ]
@@ -326,7 +336,7 @@ def diagnose(
         PrecisionName, typer.Option(help="auto: bfloat16 at full size on a CPU that has it.")
     ] = PrecisionName.AUTO,
     max_slice_thickness: Annotated[
-        float, typer.Option(min=0.1, max=50, help="In mm.")
+        float, typer.Option(min=0.1, max=50, callback=_finite, help="In mm.")
     ] = MAX_SLICE_THICKNESS_MM,
     as_json: AsJson = False,
 ) -> None:

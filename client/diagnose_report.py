@@ -24,6 +24,16 @@ from dsan_model.sampling import Branch
 RESULT_FORMAT = 1
 RESULT, PANEL = "result.json", "panel.png"
 LONGEST_NAME = 80  # in the caption of a picture
+FIXES = {  # what findings say to a site that prepares a cohort, and what `diagnose` has in its place
+    "raise the limit in site.toml and say so in the study": "allow it with --max-slice-thickness",
+    "Name an infection mask in cohort.csv": "Give an infection mask with --infection-mask",
+    "Name a lung mask in cohort.csv": "Give a lung mask with --lung-mask",
+    "Look at the case in the QC page": "Look at the panel",
+    "choose another method in site.toml": "choose another method with --vbnet or --lungmask",
+    "Set lungmask_weights under [segmentation] in site.toml to": "Give with --lungmask",
+    ", from / on": "",
+    "Correct the path in cohort.csv": "Correct the path",
+}
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,21 @@ def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str
     for scan, wanted in zip(request.scans, folders, strict=True):
         try:
             diagnosis = diagnose(model, scan)
+            diagnosis = replace(diagnosis, findings=_in_options(diagnosis.findings))
         except FindingError as error:
-            finding = replace(error.finding, case_id=wanted.name if len(folders) > 1 else None)
+            (finding,) = _in_options([error.finding])
+            finding = replace(finding, case_id=wanted.name if len(folders) > 1 else None)
             errors.append(finding)
             results.append({"input": str(scan.image), "error": asdict(finding)})
             lines.append(findings_text([finding]))
             continue
         folder = free_folder(request, scan, used, diagnosis.scan_sha256)
         used.append(folder)
+        name = folder.name if len(folders) > 1 else _stem(scan.image)
         for verdict in diagnosis.series:
-            say(f"{folder.name}: {verdict}")
-        results.append(write_diagnosis(folder, scan.image, diagnosis, model, before_s))
-        lines.append(diagnosis_line(folder.name, diagnosis))
+            say(f"{name}: {verdict}")
+        results.append(write_diagnosis(folder, name, scan.image, diagnosis, model, before_s))
+        lines.append(diagnosis_line(name, diagnosis))
         lines += [findings_text(diagnosis.findings)] if diagnosis.findings else []
     look_at = request.out / PANEL if len(folders) == 1 else request.out
     nothing = "nothing was written; mend what is said above, then give the command again"
@@ -81,17 +94,28 @@ def diagnose_scans(request: DiagnoseRequest, import_s: float, say: Callable[[str
     return DiagnoseOutcome("\n".join(lines), results, tuple(errors))
 
 
+def _in_options(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Findings whose cure names options of `diagnose`, which has no cohort and no settings."""
+    found = []
+    for finding in findings:
+        fix = finding.fix
+        for of_a_cohort, of_a_scan in FIXES.items():
+            fix = fix.replace(of_a_cohort, of_a_scan)
+        found.append(replace(finding, fix=fix))
+    return tuple(found)
+
+
 def write_diagnosis(
-    folder: Path, image: Path, diagnosis: Diagnosis, model: Model, before_s: dict[str, float]
+    folder: Path, name: str, image: Path, diagnosis: Diagnosis, model: Model, before_s: dict[str, float]
 ) -> dict[str, Any]:
-    """Write panel.png and then result.json, which is returned.
+    """Write panel.png, which bears the scan's name, and then result.json, which is returned.
 
     `before_s` are the seconds of importing libraries and of loading the model.
     """
     started = time.perf_counter()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        caption = panel_caption(folder, diagnosis, model)
+        caption = panel_caption(name, diagnosis, model)
         draw_panel(replace(diagnosis.panel, caption=caption), folder / PANEL)
         (folder / PANEL).chmod(PRIVATE)
         drawn_s = time.perf_counter() - started
@@ -147,10 +171,9 @@ def diagnosis_line(name: str, diagnosis: Diagnosis) -> str:
     )
 
 
-def panel_caption(folder: Path, diagnosis: Diagnosis, model: Model) -> str:
+def panel_caption(name: str, diagnosis: Diagnosis, model: Model) -> str:
     """The banner, which scan by which model, and what came out."""
     us, ss = diagnosis.by_branch[Branch.US], diagnosis.by_branch[Branch.SS]
-    name = folder.resolve().name
     shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     return (
         f"{BANNER}\n{shown}, by the model of study {model.package.study}\n"

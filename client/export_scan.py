@@ -92,8 +92,9 @@ def scan_export(
     FindingError IMPORT-ROOT if there is no such folder.
     """
     if not root.is_dir():
-        fix = "Give the folder that the PACS wrote its export to."
-        raise FindingError(Finding("IMPORT-ROOT", "error", "DICOM_ROOT", "there is no such folder", fix))
+        fix = "Give the folder that the PACS wrote its export to; unpack an archive first."
+        message = "it is a file, not a folder" if root.exists() else "there is no such folder"
+        raise FindingError(Finding("IMPORT-ROOT", "error", "SOURCE", message, fix))
     closed: list[tuple[Path, str]] = []
     paths = sorted(_files(root, leaving_out, lambda error: closed.append((Path(error.filename), CLOSED))))
     jobs = [tuple(paths[i : i + FILES_PER_JOB]) for i in range(0, len(paths), FILES_PER_JOB)]
@@ -214,10 +215,11 @@ def _audit_series(number: int, files: tuple[FileIdentity, ...], job: StudyJob) -
     facts = _facts(files[0].path)
     original = bool(headers) and "ORIGINAL" in headers[0].image_type
     names = tuple(file.path.name for file in kept)
+    slice_mm = max((header.thickness_mm or 0.0 for header in headers), default=0.0)
     if not headers or has_error(findings):
-        return SeriesAudit(number, (), place, names, len(kept), of_case, original, 0.0, 0.0, facts)
+        return SeriesAudit(number, (), place, names, len(kept), of_case, original, slice_mm, 0.0, facts)
     stack = stack_slices(headers)
-    thickness_mm = max(stack.spacing_mm, *(header.thickness_mm or 0.0 for header in headers))
+    thickness_mm = max(stack.spacing_mm, slice_mm)
     length_mm = float(stack.distances_mm[-1] - stack.distances_mm[0])
     by_name = {_neutral(i): file.path for i, file in enumerate(kept)}
     paths = tuple(by_name[header.name] for header in stack.headers)

@@ -182,11 +182,12 @@ def _thickness_findings(
     axes = np.abs(np.reshape(reader.GetDirection(), (3, 3)))
     thickness_mm = reader.GetSpacing()[int(np.argmax(axes[2]))]
     found = f"the slices are {thickness_mm:.2f} mm apart"
-    fix = "Use a thinner reconstruction of the same scan."
     if thickness_mm > max_slice_thickness_mm + 0.01:
         message = f"{found}; at most {max_slice_thickness_mm:g} mm is taken, {PAPERS_ARE}"
+        fix = "Use a thinner reconstruction, or raise the limit in site.toml and say so in the study."
         raise file.error("IMAGE-THICKNESS", message, fix)
     if thickness_mm > PAPER_THICKNESS_MM + 0.01:
+        fix = "Use a thinner reconstruction of the same scan if there is one."
         return [file.warning("IMAGE-THICKNESS", f"{found}; {PAPERS_ARE}", fix)]
     return []
 

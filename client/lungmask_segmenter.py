@@ -33,6 +33,12 @@ def lungmask_name(weights: Path) -> str:
         raise _error("SEG-WEIGHTS", f"the weights cannot be read ({error.strerror})", _FIX_WEIGHTS) from None
 
 
+def check_weights(weights: Path) -> None:
+    """Load the network. Raises FindingError SEG-EXTRA or SEG-WEIGHTS."""
+    lungmask_name(weights)
+    _inferer(weights)
+
+
 def segment_with_lungmask(ct: sitk.Image, weights: Path, case_id: str | None = None) -> Segmentation:
     """Both lungs of a chest CT in HU on its own grid. Raises FindingError SEG-WEIGHTS or SEG-NO-LUNGS."""
     name = lungmask_name(weights)

@@ -7,7 +7,7 @@ GIVEN = "given"
 
 @dataclass(frozen=True)
 class MaskNames:
-    """What made each mask: "given" (the hospital's own file), or a method with its version: "classical-1"."""
+    """What made each mask: "given" (the hospital's own file), or a method with its version: "classical-2"."""
 
     lungs: str
     infection: str

@@ -68,7 +68,11 @@ def mask_source(case: CohortCase, chosen: SegmentationTable) -> MaskSource:
 def names_without_files(chosen: SegmentationTable) -> MaskNames:
     """What makes the masks of a case that names none. FindingError VBNET- or SEG- for weights that lack."""
     lungmask = lungmask_name(Path(chosen.lungmask_weights)) if chosen.lungs == LUNGMASK else LUNGMASK
-    vbnet = vbnet_name(Path(chosen.weights)) if VBNET in (chosen.lungs, chosen.infection) else VBNET
+    uses_vbnet = VBNET in (chosen.lungs, chosen.infection)
+    if uses_vbnet and not chosen.weights:
+        fix = "Set weights under [segmentation] in site.toml to the file of VB-Net's weights."
+        raise FindingError(Finding("VBNET-MISSING", "error", "site.toml", "weights is not set", fix))
+    vbnet = vbnet_name(Path(chosen.weights)) if uses_vbnet else VBNET
     names = {GIVEN: GIVEN, "classical": segmentation.LUNGS, "crude": segmentation.INFECTION, VBNET: vbnet}
     return MaskNames((names | {LUNGMASK: lungmask})[chosen.lungs], names[chosen.infection])
 

@@ -8,10 +8,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from client.findings import Finding, FindingError
@@ -25,7 +25,10 @@ DESCRIPTION, SUMS = "model.json", "SHA256SUMS"
 NEEDED = (Branch.US, Branch.SS)  # Eq. 5; the baseline is for comparison
 
 _FIX = "Fetch the package again, as `dsan-server export` wrote it, and compare SHA256SUMS with the sender."
-_Four = tuple[int, int, int, int]
+_Count = Annotated[int, Field(ge=1, le=1024)]  # blocks, channels, voxels of a side
+_Side = Annotated[int, Field(ge=8, le=1024)]
+_Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Four = tuple[_Count, _Count, _Count, _Count]
 
 
 class _Part(BaseModel):
@@ -38,8 +41,8 @@ class _Network(_Part):
     model_config = ConfigDict(frozen=True, extra="forbid")  # a key that we do not know may change the network
 
     blocks: _Four
-    width: int
-    stem_kernel: int
+    width: _Count
+    stem_kernel: Annotated[int, Field(ge=1, le=15)]
     stem_pool: bool
     strides: _Four = NetworkConfig.strides
     standardise_input: bool = False
@@ -48,14 +51,14 @@ class _Network(_Part):
 class _Input(_Part):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shape_dhw: tuple[int, int, int]
+    shape_dhw: tuple[_Side, _Side, _Side]
     antialias: bool
 
 
 class _Ensemble(_Part):
     band: tuple[float, float]
-    w_inside: float
-    w_outside: float
+    w_inside: _Weight
+    w_outside: _Weight
 
 
 class _BranchFile(_Part):

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -265,9 +265,10 @@ def _site(request: ImportRequest) -> SiteConfig:
         write_atomically(path, (text + (_SEGMENTATION if request.segment else "")).encode())
     try:
         return read_site(path)
-    except FindingError:  # a name that is none
+    except FindingError as error:  # a name that is none
         path.unlink()
-        raise
+        fix = "Give a name of letters, digits and hyphens."
+        raise FindingError(replace(error.finding, where="option --name", fix=fix)) from None
 
 
 def _limit_mm(site: SiteConfig) -> float:
@@ -291,7 +292,9 @@ def _alone_in(out: Path) -> Iterator[None]:
     running = Finding(
         "IMPORT-RUNNING", "error", "the folder given with --out", message, "Wait until it is done."
     )
-    with alone(out / ".import.lock", running):
+    with ExitStack() as held:
+        with _writing("the lock of the folder"):
+            held.enter_context(alone(out / ".import.lock", running))
         yield
 
 
@@ -402,7 +405,9 @@ def _report_row(case_id: str, series: SeriesAudit, choice: SeriesChoice) -> list
     findings = "; ".join(f"{finding.code} {finding.where}: {finding.message}" for finding in series.findings)
     findings = re.sub(r"\bnumber (\d+)\b", lambda match: series.names[int(match[1]) - 1], findings)
     length_mm = round(series.length_mm, 1)
-    geometry = [series.number, series.n_slices, series.thickness_mm, length_mm, series.facts.kernel or ""]
+    thickness_mm = series.thickness_mm or ""
+    kernel = series.facts.kernel or ""
+    geometry = [series.number, series.n_slices, thickness_mm, length_mm or "", kernel]
     return [case_id, decision, *geometry, choice.reasons[series.number], series.place, findings]
 
 

@@ -318,7 +318,13 @@ def _store_for_us_alone(store: Path) -> Iterator[None]:
     except OSError as error:
         code = DISK_FULL if is_disk_full(error) else "PREPARE-STORE"
         message = f"the store cannot be written: {error.strerror}"
-        raise FindingError(Finding(code, "error", str(store), message, _FIX_DISK)) from None
+        is_no_folder = isinstance(error, FileExistsError | NotADirectoryError)
+        fix = (
+            "Set `store` in site.toml to a folder; there is a file of that name."
+            if is_no_folder
+            else _FIX_DISK
+        )
+        raise FindingError(Finding(code, "error", str(store), message, fix)) from None
 
 
 def _check_disk(store: Path, n_cases: int, recipe: Recipe | SegmentationRecipe) -> None:

@@ -20,9 +20,10 @@ import SimpleITK as sitk
 from client.findings import Finding, FindingError
 from client.lung_audit import MIN_LUNG_SHARE, cut_findings, one_lung_findings
 from client.lung_sample import AIR_BELOW_HU
+from dsan_model.segmentation_grid import in_lps_order
 
-LUNGS = "classical-1"
-INFECTION = "crude-1"
+LUNGS = "classical-2"
+INFECTION = "crude-2"
 
 COARSE_MM = 2.0
 HAZE_BELOW_HU = -200  # dense ground glass, if it is thick; fat is -120 to -60
@@ -285,11 +286,12 @@ def _crude_finding(threshold_hu: float, case_id: str | None) -> Finding:
 
 def _coarse(ct: sitk.Image) -> sitk.Image:
     """The scan (float32, HU) on an upright LPS grid of COARSE_MM; finer voxels are averaged first."""
+    ordered = in_lps_order(ct)
     factors = [
         max(1, min(size, int(COARSE_MM / spacing_mm)))
-        for size, spacing_mm in zip(ct.GetSize(), ct.GetSpacing(), strict=True)
+        for size, spacing_mm in zip(ordered.GetSize(), ordered.GetSpacing(), strict=True)
     ]
-    shrunk = sitk.BinShrink(ct, factors)
+    shrunk = sitk.BinShrink(ordered, factors)
     corners = product(*[(0, size - 1) for size in shrunk.GetSize()])
     corners_mm = [shrunk.TransformIndexToPhysicalPoint(corner) for corner in corners]
     low_mm, high_mm = np.min(corners_mm, axis=0), np.max(corners_mm, axis=0)

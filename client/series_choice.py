@@ -58,7 +58,7 @@ class BodyPart(IntEnum):
 
 @dataclass(frozen=True)
 class SeriesAudit:
-    """What the choice knows of a series; geometry is 0 where the gate refuses it."""
+    """What the choice knows of a series; where the gate refuses it, geometry is what headers say, or 0."""
 
     number: int  # of those of its study, by identifier
     paths: tuple[Path, ...] = field(repr=False)  # from the feet up, if it passes the gate

@@ -156,6 +156,13 @@ class SiteConfig(Strict):
         return self.work_folder / "progress.jsonl"
 
 
+_SHAPES = {  # what a pattern means, in words
+    "name": "a name is of letters, digits and hyphens, and does not begin with a hyphen",
+    "segmentation.lungmask_weights": "the path must begin with /",
+    "server.address": "an address is HOST:PORT",
+}
+
+
 def _with_weights(site: SiteConfig) -> SiteConfig:
     chosen = site.segmentation
     if not chosen.weights:
@@ -198,7 +205,8 @@ def _first_of(problems: list[Problem], file_name: str) -> FindingError:
         return _bad("SITE-KEY", where, f"the key is not known{also}", fix)
     if first.kind == "missing":
         return _bad("SITE-MISSING", where, f"the key is missing{also}", "Add it.")
-    message = f"{first.found!r} is not accepted: {first.reason}{also}"
+    reason = _SHAPES.get(first.key, first.reason) if "pattern" in first.reason else first.reason
+    message = f"{first.found!r} is not accepted: {reason}{also}"
     return _bad("SITE-VALUE", where, message, "Correct the value.")
 
 

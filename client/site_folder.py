@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from client.findings import Finding, FindingError
@@ -42,9 +43,19 @@ def init_site(folder: Path, name: str, address: str) -> InitResult:
 
     address: HOST:PORT of the centre. FindingError if the folder is another site's, or a setting is wrong.
     """
+    was_there = folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = folder / SITE_FILE
-    changes = [] if config.exists() else [_write_settings(config, name, address)]
+    try:
+        changes = [] if config.exists() else [_write_settings(config, name, address)]
+    except FindingError as error:  # what was given is none; the settings are not written
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
+        where = "NAME" if error.finding.where.endswith("key name") else "option --server"
+        raise FindingError(
+            replace(error.finding, where=where, fix="Correct it; nothing was written.")
+        ) from None
     site = read_site(config)
     if site.name != name:
         message = f"the site of this folder is called {site.name}, not {name}"

@@ -32,6 +32,14 @@ class SegmentationRecipe:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def in_lps_order(image: sitk.Image) -> sitk.Image:
+    """The image with its axes stored along the patient's, nearly: whole blocks of voxels begin at one end."""
+    if sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()) == "LPS":
+        return image
+    ordered: sitk.Image = sitk.DICOMOrient(image, "LPS")
+    return ordered
+
+
 def upright_grid(ct: sitk.Image, spacing_mm_xyz: Spacing) -> sitk.Image:
     """The scan (float32, HU) on an upright LPS grid of this spacing; finer voxels are averaged first."""
     shrunk = _averaged(ct, spacing_mm_xyz)
@@ -82,16 +90,11 @@ def mask_on_scan(
 
 def _averaged(image: sitk.Image, spacing_mm_xyz: Spacing) -> sitk.Image:
     """The mean of as many voxels along each axis as fit into one of the grid's, nearly."""
+    ordered = in_lps_order(image)
     factors = [
         max(1, min(size, int(coarse_mm / spacing_mm)))
         for size, spacing_mm, coarse_mm in zip(
-            image.GetSize(), image.GetSpacing(), _along_stored_axes(image, spacing_mm_xyz), strict=True
+            ordered.GetSize(), ordered.GetSpacing(), spacing_mm_xyz, strict=True
         )
     ]
-    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
-
-
-def _along_stored_axes(image: sitk.Image, spacing_mm_xyz: Spacing) -> list[float]:
-    """The grid's spacing along the axes as the image stores them."""
-    cosines = np.abs(np.reshape(image.GetDirection(), (3, 3)))
-    return [spacing_mm_xyz[int(axis)] for axis in np.argmax(cosines, axis=0)]
+    return sitk.BinShrink(ordered, factors) if max(factors) > 1 else ordered

@@ -79,6 +79,8 @@ def _pickled(folder: Path) -> None:
     seal(folder)
 
 
+ENSEMBLE = {"band": [0.001, 0.030], "w_inside": 0.96, "w_outside": 0.35}
+
 BAD_PACKAGES = (
     *(
         BadPackage(
@@ -97,15 +99,21 @@ BAD_PACKAGES = (
     _edited("a format of tomorrow", "MODEL-FORMAT", format_version=2),
     _edited("the other class positive", "MODEL-FORMAT", positive="CAP"),
     _edited("half an ensemble", "MODEL-FORMAT", ensemble={"band": [0.001, 0.03], "w_inside": 0.96}),
+    *(
+        _edited(f"an ensemble weight of {weight}", "MODEL-FORMAT", ensemble=ENSEMBLE | {"w_inside": weight})
+        for weight in (7.0, -0.1, float("nan"))
+    ),
     _edited("no branch", "MODEL-FORMAT", branches={}),
+    _edited("a network of negative width", "MODEL-FORMAT", network=SMALL | {"width": -3}),
+    _edited("a network without blocks", "MODEL-FORMAT", network=SMALL | {"blocks": [0, 0, 0, 0]}),
+    _edited("a kernel of no side", "MODEL-FORMAT", network=SMALL | {"stem_kernel": 0}),
+    _edited("volumes of no side", "MODEL-FORMAT", input={"shape_dhw": [0, 0, 0], "antialias": False}),
     _edited("an unknown part of the network", "MODEL-FORMAT", network=SMALL | {"new": 1}),
     _edited("a wider network", "MODEL-WEIGHTS", network=SMALL | {"width": 4}),
     _edited("a deeper network", "MODEL-WEIGHTS", network=SMALL | {"blocks": [1, 2, 1, 1]}),
     _edited("another recipe", "MODEL-RECIPE", recipe_digest="0" * 64),
     _edited("another input", "MODEL-RECIPE", input={"shape_dhw": [14, 22, 24], "antialias": False}),
-    _edited(
-        "another band", "MODEL-RECIPE", ensemble={"band": [0.002, 0.03], "w_inside": 0.96, "w_outside": 0.35}
-    ),
+    _edited("another band", "MODEL-RECIPE", ensemble=ENSEMBLE | {"band": [0.002, 0.03]}),
     BadPackage("weights of another branch", "MODEL-WEIGHTS", _other_branch),
     BadPackage("weights that are NaN", "MODEL-WEIGHTS", _not_finite),
     BadPackage("weights cut off", "MODEL-WEIGHTS", _cut),

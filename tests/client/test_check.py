@@ -79,7 +79,7 @@ def test_a_mask_that_the_site_segments_itself_is_not_missing(
     bare = cohort_factory.line("c0", lung_mask="", infection_mask="")
     result = check_site(cohort_factory.write_site(tmp_path, bare, settings=settings))
     assert result.findings == ()
-    assert "masks     1 lungs classical-1, infection crude-1" in check_text(result, CONFIG)
+    assert "masks     1 lungs classical-2, infection crude-2" in check_text(result, CONFIG)
 
 
 def test_a_table_that_cannot_be_read_is_a_finding(cohort_factory: ModuleType, tmp_path: Path) -> None:

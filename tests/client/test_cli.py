@@ -95,6 +95,12 @@ def test_import_then_prepare_by_the_commands(dicom_factory: ModuleType, tmp_path
     assert "CANARY" not in prepared.output
 
 
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    result = run("diagnose", "scan.nii", "--model", "model", "--out", "out", "--max-slice-thickness", "nan")
+    assert result.exit_code == 2
+    assert "nan is not a number" in result.output
+
+
 def test_diagnose_writes_result_and_panel(cohort_factory: ModuleType, tmp_path: Path) -> None:
     cohort_factory.write_case(tmp_path, "c0")
     model = cohort_factory.write_package(tmp_path / "model")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from scipy.special import expit
 
+from client import diagnose_report
 from client.diagnose import Model, Precision, Scan, diagnose, forward, load_model
 from client.diagnose_report import DiagnoseRequest, diagnose_scans, output_folders, panel_caption
 from client.findings import FindingError
@@ -110,7 +112,7 @@ def test_what_no_mask_is_given_for_is_segmented_and_the_result_says_so(
     if not real.exists():
         pytest.skip("the real scans are not here")
     found = diagnose(model, Scan(real))
-    assert found.mask_source == {"lung": "classical-1", "infection": "crude-1"}
+    assert found.mask_source == {"lung": "classical-2", "infection": "crude-2"}
     assert "SEG-CRUDE-INFECTION" in {finding.code for finding in found.findings}
     assert 0.001 < found.infection_ratio < 0.03
     assert 1500 < found.lung_volume_ml < 8000
@@ -323,7 +325,7 @@ def test_the_series_that_was_taken_is_said_and_kept(
     request = DiagnoseRequest((case,), package, tmp_path / "out", "cpu", Precision.AUTO)
     said: list[str] = []
     diagnose_scans(request, import_s=0, say=said.append)
-    assert said[-1] == "out: series 2 (ST1/SE2, 26 slices) taken: chosen: axial"
+    assert said[-1] == "c0: series 2 (ST1/SE2, 26 slices) taken: chosen: axial"
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["series"] == [
         {"number": 2, "place": "ST1/SE2", "n_slices": 26, "is_taken": True, "reason": "chosen: axial"}
@@ -332,11 +334,24 @@ def test_the_series_that_was_taken_is_said_and_kept(
 
 def test_the_caption_names_scan_and_model(cohort_factory: ModuleType, tmp_path: Path, model: Model) -> None:
     found = diagnose(model, scan(cohort_factory, tmp_path))
-    banner, names, figures = panel_caption(tmp_path / "1.2.840.1", found, model).splitlines()
+    banner, names, figures = panel_caption("1.2.840.1", found, model).splitlines()
     assert banner.startswith("RESEARCH USE ONLY")
     assert names == "1.2.840.1, by the model of study small"
     assert figures.startswith(f"P(COVID-19) {found.probability:.2f}: US ")
-    assert len(panel_caption(tmp_path / ("x" * 200), found, model).splitlines()[1]) < 130
+    assert len(panel_caption("x" * 200, found, model).splitlines()[1]) < 130
+
+
+def test_what_findings_advise_are_options_of_the_command(cohort_factory: ModuleType, tmp_path: Path) -> None:
+    """What is replaced stands in the findings' sources, so that no replacement falls out of use."""
+    client = Path(diagnose_report.__file__).parent
+    texts = "".join(path.read_text() for path in client.glob("*.py") if path.name != "diagnose_report.py")
+    assert [text for text in diagnose_report.FIXES if text not in texts] == []
+    package = cohort_factory.write_package(tmp_path / "model")
+    case = replace(scan(cohort_factory, tmp_path), max_slice_thickness_mm=1.0)
+    request = DiagnoseRequest((case,), package, tmp_path / "out", "cpu", Precision.AUTO)
+    (finding,) = diagnose_scans(request, import_s=0, say=lambda line: None).errors
+    assert finding.code == "IMAGE-THICKNESS"
+    assert "--max-slice-thickness" in finding.fix
 
 
 def test_result_and_picture_are_for_their_owner_alone(cohort_factory: ModuleType, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from image_factory import hu_array, image
 
 from client.findings import FindingError
-from client.lungmask_segmenter import lungmask_name, segment_with_lungmask
+from client.lungmask_segmenter import check_weights, lungmask_name, segment_with_lungmask
 from client.masks import names_without_files
 from client.site import SegmentationTable
 
@@ -52,3 +52,6 @@ def test_weights_of_something_else_are_refused(weights: Path, tmp_path: Path) ->
     torch.save({"w": torch.ones(3)}, tmp_path / "other.pth")
     with pytest.raises(FindingError, match="SEG-WEIGHTS"):
         segment_with_lungmask(image(hu_array()), tmp_path / "other.pth")
+    with pytest.raises(FindingError, match="SEG-WEIGHTS"):
+        check_weights(tmp_path / "other.pth")
+    check_weights(weights)

@@ -48,9 +48,9 @@ def prepared_source(config: SiteConfig) -> str:
     [
         ("", "lung.nii", "infection.nii", "given"),
         (CLASSICAL + CRUDE, "lung.nii", "infection.nii", "given"),
-        (CRUDE, "lung.nii", "", "lungs given, infection crude-1"),
-        (CLASSICAL, "", "infection.nii", "lungs classical-1, infection given"),
-        (CLASSICAL + CRUDE, "", "", "lungs classical-1, infection crude-1"),
+        (CRUDE, "lung.nii", "", "lungs given, infection crude-2"),
+        (CLASSICAL, "", "infection.nii", "lungs classical-2, infection given"),
+        (CLASSICAL + CRUDE, "", "", "lungs classical-2, infection crude-2"),
     ],
 )
 def test_a_file_goes_before_the_configured_segmentation(

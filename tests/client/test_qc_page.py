@@ -151,7 +151,7 @@ def test_the_page_counts_who_made_the_masks_and_says_where_ratios_do_not_compare
     site = cohort_factory.write_site(tmp_path, *lines, settings='[segmentation]\ninfection = "crude"\n')
     html = qc_html(site, prepare_cohort(site, workers=1))
     assert '<tr><td>given</td><td class="n">1</td></tr>' in html
-    assert '<tr><td>lungs given, infection crude-1</td><td class="n">1</td></tr>' in html
+    assert '<tr><td>lungs given, infection crude-2</td><td class="n">1</td></tr>' in html
     assert "ratios of different segmenters do not compare" in html
 
 

@@ -135,9 +135,11 @@ def test_a_name_or_an_address_that_is_none_leaves_no_settings_behind(
     tmp_path: Path, name: str, address: str
 ) -> None:
     with pytest.raises(FindingError) as caught:
-        init_site(tmp_path, name, address)
-    assert caught.value.finding.code == "SITE-VALUE"
-    assert not (tmp_path / "site.toml").exists()
+        init_site(tmp_path / "site", name, address)
+    finding = caught.value.finding
+    assert (finding.code, finding.where) == ("SITE-VALUE", "NAME" if address == CENTRE else "option --server")
+    assert "pattern" not in finding.message
+    assert not (tmp_path / "site").exists()
 
 
 def test_a_key_that_cannot_be_read_is_refused_and_not_replaced(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_site_names_its_weights_relative_to_site_toml(tmp_path: Path) -> None:
     )
     (tmp_path / "site.toml").write_text(settings)
     names = names_without_files(read_site(tmp_path / "site.toml").segmentation)
-    assert (names.lungs, names.infection) == (vbnet_name(path), "crude-1")
+    assert (names.lungs, names.infection) == (vbnet_name(path), "crude-2")
 
 
 def test_damaged_and_missing_weights_have_their_codes(tmp_path: Path) -> None:

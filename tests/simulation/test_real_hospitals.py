@@ -69,4 +69,4 @@ def test_a_study_runs_over_real_anatomy_and_shows_its_attention(tmp_path: Path, 
 
     store = read_site(hospitals / "hospital-1" / "site.toml").store_folder
     sources = {str(read_stored_case(path).masks) for path in (store / "volumes").glob("*.safetensors")}
-    assert sources == {"given", "lungs classical-1, infection crude-1"}
+    assert sources == {"given", "lungs classical-2, infection crude-2"}
