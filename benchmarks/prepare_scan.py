@@ -60,7 +60,7 @@ def write_scan(folder: Path) -> None:
     first.PixelSpacing, first.SliceThickness = list(SPACING_MM_XYZ[:2]), SPACING_MM_XYZ[2]
     for index in range(SHAPE_DHW[0]):
         hu = np.where(infection[index], -300, np.where(lung[index], -850, np.where(body[0], 40, -1000)))
-        store(first, hu.astype(np.int32) + noise[index] + 1024)
+        store(first, np.maximum(hu.astype(np.int32) + noise[index] + 1024, 0))  # as a scanner clips
         first.ImagePositionPatient = [-179.0, -179.0, index * SPACING_MM_XYZ[2]]
         first.SOPInstanceUID = first.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{index + 1}"
         (folder / "series" / f"IM{(index * 7) % 300:04d}.dcm").write_bytes(encode(first))

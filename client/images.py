@@ -89,7 +89,7 @@ def read_mask(path: Path, ct: sitk.Image, case_id: str | None, role: str = "mask
     if labels.GetSize() != ct.GetSize() or _distance_voxels(labels, ct) > SAME_GRID_WITHIN_VOXELS:
         raise _other_grid(file, _grid(reader), ct)
     values = sitk.GetArrayViewFromImage(labels)
-    low, high = values.min(), values.max()
+    low, high = 0 if values.dtype.kind == "u" else values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0) or not _is_whole(values):
         message = f"its values, {low:g} to {high:g}, are not labels (0, 1, 2, ...)"
         raise file.error("IMAGE-MASK-VALUES", message, "Write the mask with 0 outside and 1 inside.")
@@ -112,7 +112,7 @@ def check_masks(lung: sitk.Image, infection: sitk.Image, case_id: str | None) ->
 
     An empty infection mask is a ratio of 0, which is common in CAP and legitimate.
     """
-    lung_DHW, infection_DHW = sitk.GetArrayViewFromImage(lung), sitk.GetArrayViewFromImage(infection)
+    lung_DHW, infection_DHW = (sitk.GetArrayViewFromImage(mask).view(np.bool_) for mask in (lung, infection))
     if not lung_DHW.any():
         fix = "Segment the lungs again, or leave the case out."
         raise FindingError(

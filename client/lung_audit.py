@@ -65,7 +65,7 @@ def audit_lungs(
     mask = _Mask(source, case_id)
     sample = lung_sample(ct, lung)
     _, y_mm, x_mm = spacing_mm_zyx(ct)
-    n_marked_z = np.count_nonzero(lps_view(lung), axis=(1, 2))
+    n_marked_z = np.array([np.count_nonzero(slice_yx) for slice_yx in lps_view(lung).view(np.bool_)])
     bottom_cm2, top_cm2 = (float(n_marked_z[z]) * y_mm * x_mm / 100 for z in (0, -1))
     fit = fit_of(sample)
     if fit is not None:

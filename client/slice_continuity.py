@@ -23,6 +23,7 @@ BLANK_SHARE = 0.02  # of body in a slice: less is padding above or below the pat
 MOST_ODD = 2.0  # distance to the nearer neighbour, by that between both
 LARGEST_JUMP, JUMP_HU = 5.0, 100.0  # distance of two neighbours, by the usual one; and at least this much
 FAR_MM, LEAST_FAR = 20.0, 1.5  # slices so far apart differ so many times as much as neighbours
+UNLIKE_HU = 40.0  # neighbours that differ less are in order; those of a random order differ by 100 or so
 LEAST_SLICES = 8
 QUIET_HU = 30.0  # slices that differ less are alike, as far as a small lesion goes
 
@@ -45,8 +46,10 @@ def continuity_findings(ct: sitk.Image) -> tuple[Finding, ...]:
     next_hu = _distances_hu(sketch, 1)
     far = min(max(3, round(FAR_MM / spacing_mm_zyx(ct)[0])), len(sketch) // 3)
     coarse = _coarse(sketch)
-    if far >= 3 and _usual(coarse, far) < LEAST_FAR * _usual(coarse, 1):
-        message = f"slices {far} apart are as much alike as neighbours: they are not in the order of the body"
+    next_coarse_hu = _usual(coarse, 1)
+    is_mixed = next_coarse_hu > UNLIKE_HU and _usual(coarse, far) < LEAST_FAR * next_coarse_hu
+    if far >= 3 and is_mixed:
+        message = f"neighbours differ as much as slices {far} apart: they are not in the order of the body"
         return (_error("SCAN-ORDER", "slices", message),)
     nearer_hu = np.minimum(next_hu[:-1], next_hu[1:])
     odd = nearer_hu > MOST_ODD * np.maximum(_distances_hu(sketch, 2), QUIET_HU)
@@ -71,8 +74,8 @@ def _sketch(volume_DHW: npt.NDArray[Any]) -> Sketch:
     n_slices, height, width = volume_DHW.shape
     step, strip = max(1, height // ROWS), max(1, width // STRIPS)
     rows = volume_DHW[:, step // 2 :: step, : width // strip * strip]
-    means = rows.reshape(n_slices, rows.shape[1], -1, strip).mean(axis=3, dtype=np.float32)
-    sketch: Sketch = np.clip(means, *RANGE_HU)
+    means = rows.astype(np.float32).reshape(-1, strip) @ np.full(strip, 1 / strip, np.float32)
+    sketch: Sketch = np.clip(means.reshape(n_slices, rows.shape[1], -1), *RANGE_HU)
     return sketch
 
 

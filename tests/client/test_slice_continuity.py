@@ -53,6 +53,14 @@ def test_a_sound_scan_passes_whatever_its_noise_and_thickness(
     assert continuity_findings(chest(noise_hu, thickness_mm, n_slices)) == ()
 
 
+def test_slices_that_differ_by_their_noise_alone_are_in_order() -> None:
+    one = sitk.GetArrayFromImage(chest())[30]
+    noise = np.random.default_rng(0).normal(0.0, 60.0, (N_SLICES, *one.shape))
+    image = sitk.GetImageFromArray((one + noise).astype(np.int16))
+    image.SetSpacing((3.0, 3.0, 1.0))
+    assert continuity_findings(image) == ()
+
+
 def test_blank_slices_above_and_below_the_patient_are_padding() -> None:
     padded = changed(lambda hu: lost(lost(hu, slice(0, 5)), slice(55, None)))
     assert continuity_findings(padded) == ()
