@@ -146,7 +146,8 @@ def evaluate(site: Site, request: EvaluateRequest) -> EvaluateReply:
     dual_sampling = None
     branches: dict[Branch, BranchCounts] = {}
     if Branch.VBNET in request.weights:
-        branches = {Branch.VBNET: _dice(site, request, samples, "evaluating")}
+        vbnet = request.weights[Branch.VBNET].unpack()
+        branches = {Branch.VBNET: _dice(site, request.terms, vbnet, samples, "evaluating")}
     else:
         logits = _logits(site, request.terms, request.weights, samples, "evaluating")
         branches = {branch: score_counts(values, samples.cases) for branch, values in logits.items()}
@@ -202,25 +203,32 @@ def _round_of_branch(
     work = FinishedWork(site.config.work_folder, _work_digest(request), branch)
     finished = work.find(request.round, incoming)
     if finished is None:
-        counts = _validated(site, request, branch, cases.validation)
-        training, update = _train(site, request, branch, cases.training, work)
+        weights = incoming.unpack()
+        counts = _validated(site, request, branch, weights, cases.validation)
+        training, update = _train(site, request, branch, weights, cases.training, work)
         finished = FinishedRound(training, counts, update)
         work.keep(request.round, incoming, finished, request.goes_on_from)
     return finished
 
 
-def _validated(site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples) -> BranchCounts:
+def _validated(
+    site: Site, request: RoundRequest, branch: Branch, incoming: FlatWeights, samples: CaseSamples
+) -> BranchCounts:
     if branch is Branch.VBNET:
-        return _dice(site, request, samples, "validating")
-    incoming: dict[Branch, PackedWeights] = {branch: request.weights[branch]}
-    return score_counts(_logits(site, request.terms, incoming, samples, "validating")[branch], samples.cases)
+        return _dice(site, request.terms, incoming, samples, "validating")
+    weights: dict[Branch, FlatWeights] = {branch: incoming}
+    return score_counts(_logits(site, request.terms, weights, samples, "validating")[branch], samples.cases)
 
 
 def _train(
-    site: Site, request: RoundRequest, branch: Branch, samples: CaseSamples, work: FinishedWork
+    site: Site,
+    request: RoundRequest,
+    branch: Branch,
+    incoming: FlatWeights,
+    samples: CaseSamples,
+    work: FinishedWork,
 ) -> tuple[BranchTraining, PackedWeights]:
     """Train a branch; what its update loses to rounding is kept here for the next round."""
-    incoming = request.weights[branch].unpack()
     kept = work.state_after(request.goes_on_from)
     trained = _trained(site, request, branch, samples, incoming, kept.optimiser)
     update = change(trained.weights, incoming)
@@ -246,13 +254,12 @@ def _trained(
 
 
 def _dice(
-    site: Site, request: RoundRequest | EvaluateRequest, samples: CaseSamples, phase: str
+    site: Site, terms: StudyTerms, weights: FlatWeights, samples: CaseSamples, phase: str
 ) -> DiceCounts:
-    """How the request's VB-Net does on whole scans."""
-    segmentation = request.terms.segmentation
+    """How a VB-Net does on whole scans."""
+    segmentation = terms.segmentation
     if segmentation is None:
         raise RefusedError("SITE-TASK", "weights of VB-Net came in a study that is no segmentation")
-    weights = request.weights[Branch.VBNET].unpack()
     return vbnet_counts(
         segmentation,
         weights,
@@ -266,14 +273,15 @@ def _report(site: Site, branch: Branch, done: int, steps: int) -> None:
     site.report("training", done, steps, branch)
 
 
-def _network(site: Site, terms: StudyTerms, weights: PackedWeights) -> AttentionResNet:
-    return build_network(terms.network, weights.unpack().state_dict(), site.machine.device)
+def _network(site: Site, terms: StudyTerms, weights: PackedWeights | FlatWeights) -> AttentionResNet:
+    in_full = weights.unpack() if isinstance(weights, PackedWeights) else weights
+    return build_network(terms.network, in_full.state_dict(), site.machine.device)
 
 
 def _logits(
     site: Site,
     terms: StudyTerms,
-    weights: Mapping[Branch, PackedWeights],
+    weights: Mapping[Branch, PackedWeights] | Mapping[Branch, FlatWeights],
     samples: CaseSamples,
     phase: str,
 ) -> dict[Branch, npt.NDArray[np.float64]]:
