@@ -104,7 +104,7 @@ def _lps_extent_mm_xyz(image: sitk.Image) -> tuple[float, ...]:
 
 def _fullest(mask_DHW: Array, axis: int) -> int:
     """The plane with most voxels of the mask, by every few voxels of it."""
-    steps = [slice(None, None, max(1, size // 128)) for size in mask_DHW.shape]
+    steps = [slice(None, None, max(1, size // 64)) for size in mask_DHW.shape]
     steps[axis] = slice(None)
     planes = np.moveaxis(mask_DHW[tuple(steps)], axis, 0)
     counts = [np.count_nonzero(plane) for plane in np.ascontiguousarray(planes)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -69,7 +70,7 @@ def write_volume(
 ) -> StoredCase:
     """Store a prepared case at `path`. Raises OSError, leaving nothing behind, if the disk is full."""
     tensors: Tensors = {
-        "volume": prepared.volume_DHW.astype(np.float16),
+        "volume": torch.from_numpy(prepared.volume_DHW).half().numpy(),  # numpy takes five times as long
         "lung_bits": np.packbits(prepared.lung_DHW),
         "infection_bits": np.packbits(prepared.infection_DHW),
     }

@@ -1,12 +1,15 @@
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from image_factory import hu_array, image
 
 from client.findings import FindingError
 from client.image_files import ImageFile
+from client.images import read_ct
 from client.nifti_files import read_nifti_header, read_nifti_image
 
 SHAPE_DHW = (5, 6, 7)
@@ -53,3 +56,33 @@ def test_nan_stays_nan(tmp_path: Path) -> None:
     )  # why we read it ourselves
     read = read_nifti_image(file, read_nifti_header(file), SHAPE_DHW)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read), values)
+
+
+@pytest.mark.parametrize("ending", [b"", b"\0" * 100_000], ids=["whole", "filled up with zeros"])
+def test_a_file_of_several_gzip_members_is_read_to_its_end(tmp_path: Path, ending: bytes) -> None:
+    """As some programs pack in parallel."""
+    sitk.WriteImage(image(hu_array()), str(tmp_path / "ct.nii"))
+    content = (tmp_path / "ct.nii").read_bytes()
+    parts = (content[:300], content[300:5000], content[5000:])
+    (tmp_path / "ct.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)) + ending)
+    found, _ = read_ct(tmp_path / "ct.nii.gz", None)
+    assert (sitk.GetArrayViewFromImage(found) == hu_array()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda packed: packed[:-9], "IMAGE-DAMAGED"),
+        (lambda packed: packed[:-8] + bytes(4) + packed[-4:], "IMAGE-DAMAGED"),
+        (lambda packed: packed + b"more", "IMAGE-DAMAGED"),
+    ],
+    ids=["cut off", "another checksum", "more behind it"],
+)
+def test_a_packing_that_is_not_whole_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], code: str
+) -> None:
+    sitk.WriteImage(image(hu_array()), str(tmp_path / "ct.nii"))
+    packed = gzip.compress((tmp_path / "ct.nii").read_bytes())
+    (tmp_path / "ct.nii.gz").write_bytes(change(packed))
+    with pytest.raises(FindingError, match=code):
+        read_ct(tmp_path / "ct.nii.gz", None)
