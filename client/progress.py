@@ -37,6 +37,7 @@ class ProgressFile:
         self.round = round_number
         self._last_phase: tuple[str, Branch | None] | None = None
         self._last_time = self._began = self._since = 0.0
+        self._done_at_first = 0
 
     def report(self, phase: str, done: int, steps: int, branch: Branch | None) -> None:
         """Say how far a phase is; `steps` 0 means that it has none."""
@@ -46,8 +47,10 @@ class ProgressFile:
             return
         if not is_same:
             self._last_phase, self._began, self._since = (phase, branch), now, time.time()
+            self._done_at_first = done
         self._last_time = now
-        eta_s = round((now - self._began) / done * (steps - done), 1) if 0 < done <= steps else None
+        done_since = done - self._done_at_first  # the first line of a phase cannot tell how fast it is
+        eta_s = round((now - self._began) / done_since * (steps - done), 1) if done_since > 0 else None
         line = ProgressLine(
             time.time(), self.study, self.round, phase, done, steps, branch, self._since, eta_s
         )
