@@ -119,8 +119,8 @@ def check_masks(lung: sitk.Image, infection: sitk.Image, case_id: str | None) ->
             Finding("IMAGE-LUNG-EMPTY", "error", "lung mask", "it marks no voxel", fix, case_id)
         )
     n_infection = int(np.count_nonzero(infection_DHW))
-    slices = zip(infection_DHW, lung_DHW, strict=True)
-    n_outside = sum(int(np.count_nonzero(marked_HW > lung_HW)) for marked_HW, lung_HW in slices)
+    marked = np.flatnonzero(infection_DHW.any(axis=(1, 2)))
+    n_outside = sum(int(np.count_nonzero(infection_DHW[z] > lung_DHW[z])) for z in marked)
     if n_outside <= MAX_INFECTION_OUTSIDE_LUNG * n_infection:
         return ()
     message = f"{n_outside / n_infection:.0%} of it lies outside the lung mask"

@@ -67,10 +67,8 @@ def infection_ratio(infection_DHW: npt.NDArray[np.bool_], lung_DHW: npt.NDArray[
     lung_voxels = int(np.count_nonzero(lung_DHW))
     if lung_voxels == 0:
         raise ValueError("the lung mask is empty: the infection ratio is not defined")
-    slices = zip(infection_DHW, lung_DHW, strict=True)  # one by one: no third volume is held
-    return (
-        sum(int(np.count_nonzero(infection_HW & lung_HW)) for infection_HW, lung_HW in slices) / lung_voxels
-    )
+    marked = np.flatnonzero(infection_DHW.any(axis=(1, 2)))  # slice by slice: no third volume is held
+    return sum(int(np.count_nonzero(infection_DHW[z] & lung_DHW[z])) for z in marked) / lung_voxels
 
 
 def size_group(label: Label, infection_ratio: float) -> SizeGroup:
