@@ -141,7 +141,9 @@ def _label_line(number: int, header: list[str], cells: list[str], name: str) -> 
 
 
 def _are_of_several_patients(keys: list[str], studies: Mapping[str, StudyIdentity]) -> bool:
-    return len(keys) > 1 and len(frozenset.union(*(studies[key].patient_ids for key in keys))) > 1
+    """Whether they are, or may be: a study that names no patient may be anybody's."""
+    patients = [studies[key].patient_ids for key in keys]
+    return len(keys) > 1 and (not all(patients) or len(frozenset.union(*patients)) > 1)
 
 
 def _bad(where: str, message: str, fix: str) -> FindingError:
@@ -163,7 +165,7 @@ def _contradiction(line: LabelLine) -> Finding:
 
 
 def _ambiguous(line: LabelLine, n_studies: int) -> Finding:
-    message = f"{n_studies} studies, of several patients, have the accession number of the line"
+    message = f"{n_studies} studies, not all known to be one patient's, have the accession number of the line"
     fix = "Fill in study_uid or patient_id, too; these studies are left out until then."
     return Finding("IMPORT-LABEL-AMBIGUOUS", "error", f"labels line {line.line}", message, fix)
 

@@ -99,7 +99,7 @@ def import_export(
     """
     lines, findings = read_labels(request.labels)
     site = _site(request)
-    with _alone_in(request.out):
+    with alone_in(request.out):
         return _import(request, site, lines, findings, scanning, choosing)
 
 
@@ -113,7 +113,7 @@ def _import(
 ) -> ImportResult:
     workers = request.workers or os.cpu_count() or 1
     listed = listed_before(request.out)
-    with _writing(KEY_FILE):
+    with writing(KEY_FILE):
         pseudonyms = open_pseudonyms(request.out, listed)
     export = scan_export(request.root, request.out, workers, scanning)
     studies = export.studies
@@ -211,7 +211,7 @@ def _images_changed(case_id: str, n_there: int, n_now: int) -> Finding:
 
 
 def _series_changed(case_id: str) -> Finding:
-    message = "the case has images of another series than the one that is chosen now; the former are kept"
+    message = "its images are of another series than the one that is chosen now, or damaged; they are kept"
     fix = f"Delete {IMAGES}/{case_id} and import again to take the series of {REPORT}; its masks must fit it."
     return Finding("IMPORT-IMAGES-CHANGED", "warning", COHORT, message, fix, case_id)
 
@@ -260,7 +260,7 @@ def _site(request: ImportRequest) -> SiteConfig:
     if path.exists():
         return read_site(path)
     text = f'name = "{request.name}"\ncohort = "{COHORT}"\nstore = "store"\n'
-    with _writing("the site's folder"):
+    with writing("the site's folder"):
         request.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, (text + (_SEGMENTATION if request.segment else "")).encode())
     try:
@@ -286,14 +286,14 @@ def listed_before(out: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Two imports at once would each list their cases."""
+def alone_in(out: Path) -> Iterator[None]:
+    """One import at a time, as two would each list their cases. Raises FindingError IMPORT-RUNNING."""
     message = "another `dsan-client import` is at work in this folder"
     running = Finding(
         "IMPORT-RUNNING", "error", "the folder given with --out", message, "Wait until it is done."
     )
     with ExitStack() as held:
-        with _writing("the lock of the folder"):
+        with writing("the lock of the folder"):
             held.enter_context(alone(out / ".import.lock", running))
         yield
 
@@ -305,8 +305,11 @@ def _images(out: Path, case_id: str) -> list[Path]:
 
 def _are_same_slices(there: Sequence[Path], now: Sequence[Path]) -> bool:
     """Whether the first and the last slice bear the same SOPInstanceUID; a series has its own."""
-    ends = ((there[0], now[0]), (there[-1], now[-1]))
-    return all(read_identity(old).instance_uid == read_identity(new).instance_uid for old, new in ends)
+    try:
+        ends = ((read_identity(there[i]), read_identity(now[i])) for i in (0, -1))
+        return all(old.instance_uid == new.instance_uid for old, new in ends)
+    except Exception:  # pydicom raises whatever a damaged file makes it stumble over
+        return False
 
 
 def _place_images(out: Path, case_id: str, series: SeriesAudit) -> bool:
@@ -314,7 +317,7 @@ def _place_images(out: Path, case_id: str, series: SeriesAudit) -> bool:
     folder, partial = out / IMAGES / case_id, out / IMAGES / f".{case_id}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _writing("the images of a case"):
+        with writing("the images of a case"):
             partial.mkdir(parents=True)
             copied = [_link(path, partial / f"IM{i:04d}.dcm") for i, path in enumerate(series.paths, start=1)]
     except FindingError:
@@ -326,7 +329,7 @@ def _place_images(out: Path, case_id: str, series: SeriesAudit) -> bool:
 
 
 @contextmanager
-def _writing(what: str) -> Iterator[None]:
+def writing(what: str) -> Iterator[None]:
     """A failure to write becomes a finding. Raises FindingError OUTPUT-DISK-FULL or OUTPUT-FILES."""
     try:
         yield
@@ -362,7 +365,7 @@ def _append_cohort(out: Path, cases: Iterable[ImportedCase]) -> None:
         writer.writeheader()
     writer.writerows(_cohort_row(case) for case in cases)
     is_new = not manifest.exists()
-    with _writing(COHORT):
+    with writing(COHORT):
         write_atomically(manifest, (text + rows.getvalue()).encode())
         if is_new:
             manifest.chmod(0o600)
@@ -393,7 +396,7 @@ def _write_report(out: Path, choices: Iterable[tuple[StudyAudit, SeriesChoice]],
     for path, kind in export.others:
         writer.writerow(["", "no image", "", "", "", "", "", kind, path.relative_to(export.root), ""])
     path = out / REPORT
-    with _writing(REPORT):
+    with writing(REPORT):
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
         path.write_text(text.getvalue(), encoding="utf-8", errors="replace")

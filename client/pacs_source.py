@@ -15,9 +15,9 @@ from typing import Protocol
 
 from client.findings import Finding, FindingError
 from client.label_list import LabelLine, read_labels
-from client.pacs_export import listed_before
+from client.pacs_export import alone_in, listed_before, writing
 from client.preparation import Progress
-from client.pseudonyms import Pseudonyms, open_pseudonyms
+from client.pseudonyms import KEY_FILE, Pseudonyms, open_pseudonyms
 from client.volume_store import is_disk_full, write_atomically
 
 FETCHED = "pacs"
@@ -184,8 +184,10 @@ def _no_study(lines: Sequence[LabelLine], name: str) -> Finding:
 
 
 def _pseudonyms(out: Path) -> Pseudonyms:
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return open_pseudonyms(out)
+    with writing("the site's folder"):
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with alone_in(out), writing(KEY_FILE):
+        return open_pseudonyms(out, listed_before(out))
 
 
 @contextmanager

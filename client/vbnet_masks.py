@@ -49,6 +49,8 @@ def segment_by_vbnet(
 def _loaded(weights: Path) -> tuple[Segmenter, VBNet]:
     try:
         status = weights.stat()
+        if weights.is_dir():
+            raise SegmenterError("VBNET-MISSING", "it is a folder, not a file of weights")
         return _load(weights, status.st_mtime_ns, status.st_size)
     except OSError as error:
         found = SegmenterError("VBNET-MISSING", f"it cannot be read ({error.strerror})")

@@ -76,6 +76,19 @@ def test_an_accession_number_of_two_patients_needs_another_identifier(tmp_path: 
     assert (found, finding.code, finding.where) == ({}, "IMPORT-LABEL-AMBIGUOUS", "labels line 2")
 
 
+@pytest.mark.parametrize("patients", [("P1", ""), ("", "")])
+def test_a_study_of_nobody_is_not_taken_for_that_of_its_accession_numbers_patient(
+    tmp_path: Path, patients: tuple[str, str]
+) -> None:
+    studies = {
+        f"s{i}": StudyIdentity(f"s{i}", frozenset({"A1"}), frozenset(filter(None, [patient])))
+        for i, patient in enumerate(patients)
+    }
+    lines, _ = read_labels(table(tmp_path, "label,accession,patient_id\nCAP,A1,P1\n"))
+    found, (finding,) = label_studies(lines, studies, {uid: f"c-{uid}" for uid in studies})
+    assert (found, finding.code) == ({}, "IMPORT-LABEL-AMBIGUOUS")
+
+
 def test_an_invisible_character_in_an_identifier_is_named(tmp_path: Path) -> None:
     _, (finding,) = read_labels(table(tmp_path, "label,patient_id\nCAP,P\u200b1\n"))
     assert (finding.code, finding.where) == ("IMPORT-LABEL-LINE", "labels.csv line 2, column patient_id")

@@ -379,6 +379,18 @@ def test_another_series_of_as_many_slices_that_is_chosen_now_is_told(
     assert codes(run(tmp_path, root, "1.1,CAP")) == []
 
 
+def test_a_damaged_image_of_a_case_does_not_end_the_import_of_the_others(
+    export: Path, tmp_path: Path
+) -> None:
+    first = run(tmp_path, export, "1.2,CAP").cases[0].case_id
+    image = tmp_path / "out" / "images" / first / "IM0001.dcm"
+    image.unlink()
+    image.write_bytes(b"torn")
+    result = run(tmp_path, export, "1.1,CAP", "1.2,CAP")
+    assert "IMPORT-IMAGES-CHANGED" in codes(result)
+    assert result.n_new == 1
+
+
 def test_a_key_that_is_gone_is_not_made_anew_beside_its_cases(export: Path, tmp_path: Path) -> None:
     run(tmp_path, export, "1.2,CAP")
     (tmp_path / "out" / "pseudonym.key").unlink()

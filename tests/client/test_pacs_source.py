@@ -16,6 +16,7 @@ from orthanc import Orthanc, free_port, running_orthanc
 from typer.testing import CliRunner
 
 from client.cli import app
+from client.cohort import COLUMNS
 from client.findings import Finding, FindingError
 from client.pacs_source import COMPLETE, Fetched, PacsRequest, fetch_studies
 
@@ -193,6 +194,16 @@ def test_a_title_that_the_pacs_does_not_know_gets_no_images(pacs: Orthanc, tmp_p
     finding = refusal(replace(asked, ae_title="STRANGER"))
     assert finding.code in ("PACS-AE-UNKNOWN", "PACS-REFUSED")
     assert finding.severity == "error"
+
+
+def test_a_key_that_is_gone_is_not_made_anew_for_a_pacs(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("accession,label\nA1,CAP\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "cohort.csv").write_text(f"{','.join(COLUMNS)}\nc-0123456789abcdef{',' * (len(COLUMNS) - 1)}\n")
+    asked = PacsRequest(f"http://127.0.0.1:{free_port()}/x", tmp_path / "labels.csv", out, "DSAN", 11112, 2.0)
+    assert refusal(asked).code == "IMPORT-KEY"
+    assert not (out / "pseudonym.key").exists()
 
 
 @pytest.mark.parametrize("address", ["dimse://ORTHANC@127.0.0.1:{port}", "http://127.0.0.1:{port}/dicom-web"])
