@@ -136,13 +136,9 @@ def _import(
             continue
         patient_id = pseudonyms.patient(next(iter(studies[uid].patient_ids), uid))
         is_new = audit.case_id not in listed
-        there = _images(request.out, audit.case_id)
-        if is_new or not there:
-            is_copied |= _place_images(request.out, audit.case_id, choice.chosen)
-        elif len(there) != len(choice.chosen.paths):
-            found.append(_images_changed(audit.case_id, len(there), len(choice.chosen.paths)))
-        elif not _are_same_slices(there, choice.chosen.paths):
-            found.append(_series_changed(audit.case_id))
+        copied, of_images = _take_images(request.out, audit.case_id, choice.chosen, is_new)
+        is_copied |= copied
+        found += of_images
         if not is_new and listed[audit.case_id] != label:
             found.append(_label_changed(audit.case_id, listed[audit.case_id], label))
         reason = choice.reasons[choice.chosen.number]
@@ -301,6 +297,18 @@ def alone_in(out: Path) -> Iterator[None]:
 def _images(out: Path, case_id: str) -> list[Path]:
     folder = out / IMAGES / case_id
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _take_images(
+    out: Path, case_id: str, chosen: SeriesAudit, is_new: bool
+) -> tuple[bool, tuple[Finding, ...]]:
+    """Place the images of a case that has none; True if copied. What is there stays, and is compared."""
+    there = _images(out, case_id)
+    if is_new or not there:
+        return _place_images(out, case_id, chosen), ()
+    if len(there) != len(chosen.paths):
+        return False, (_images_changed(case_id, len(there), len(chosen.paths)),)
+    return False, () if _are_same_slices(there, chosen.paths) else (_series_changed(case_id),)
 
 
 def _are_same_slices(there: Sequence[Path], now: Sequence[Path]) -> bool:

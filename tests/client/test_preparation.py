@@ -76,8 +76,14 @@ def test_every_case_becomes_a_volume_with_its_ratio(site: SiteConfig) -> None:
         verify_volume(entry.path)
         volume_DHW, (lung_DHW, infection_DHW) = load_volume(entry.path), load_masks(entry.path)
         assert volume_DHW.shape == tuple(RECIPE_DHW)
-        inner_DHW = (lung_DHW & ~infection_DHW)[6:8]  # where the phantom's lungs neither begin nor end
-        assert np.median(volume_DHW[6:8][inner_DHW]) * 1500 - 1350 == pytest.approx(-850, abs=15)
+        healthy_DHW = lung_DHW & ~infection_DHW
+        hu_D = [
+            float(np.median(slice_HW[healthy_HW])) * 1500 - 1350
+            for slice_HW, healthy_HW in zip(volume_DHW, healthy_DHW, strict=True)
+            if healthy_HW.any()
+        ]
+        assert hu_D[1:-1] == pytest.approx([-850] * 3, abs=15)
+        assert all(-850 < hu < -180 for hu in (hu_D[0], hu_D[-1]))  # the phantom's lungs end by degrees
         assert not volume_DHW[~lung_DHW].any()
 
 
