@@ -1,7 +1,6 @@
 """A site's cases as the hospital lists them: cohort.csv, checked line by line."""
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
-from client.cohort_table import nearest, read_lines
+from client.cohort_table import hidden_characters, nearest, read_lines
 from client.findings import Finding
 from dsan_model.cases import Label
 
@@ -146,9 +145,8 @@ def _case(row: _Row) -> CohortCase | None:
 
 
 def _refuse_control_characters(text: str) -> None:
-    hidden = [sign for sign in text if unicodedata.category(sign) in ("Cc", "Cf")]
-    if hidden:
-        names = ", ".join(sorted({f"U+{ord(sign):04X}" for sign in hidden}))
+    names = hidden_characters(text)
+    if names:
         raise _BadCellError("COHORT-CONTROL", f"the cell holds the invisible character {names}", "Remove it.")
 
 

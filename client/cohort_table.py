@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,6 +118,12 @@ def _check_separators(where: str, header: list[str]) -> None:
     if len(header) == 1 and separators:
         reason = f"the cells are separated by {separators[0]!r}, not by commas"
         raise _unreadable("COHORT-SEPARATOR", where, reason, "Save the table with commas.")
+
+
+def hidden_characters(text: str) -> str:
+    """The names of control and format characters in a cell, as "U+200B"; nothing if there are none."""
+    hidden = {f"U+{ord(sign):04X}" for sign in text if unicodedata.category(sign) in ("Cc", "Cf")}
+    return ", ".join(sorted(hidden))
 
 
 def nearest(text: str, known: Sequence[str], cutoff: float = 0.5) -> str:

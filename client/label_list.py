@@ -4,13 +4,12 @@ The column `label`, and at least one of `study_uid`, `accession` and `patient_id
 and labels the studies that are called all that it says. Other columns are passed over.
 """
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.cohort_table import nearest, read_some_columns
+from client.cohort_table import hidden_characters, nearest, read_some_columns
 from client.findings import Finding, FindingError
 from dsan_model.cases import Label
 
@@ -131,11 +130,9 @@ def _label_line(number: int, header: list[str], cells: list[str], name: str) -> 
     if not names:
         raise _bad(where, "no cell says whom the label is for", "Fill in one identifier, or remove the line.")
     for identifier, value in names.items():
-        hidden = sorted(
-            {f"U+{ord(sign):04X}" for sign in value if unicodedata.category(sign) in ("Cc", "Cf")}
-        )
+        hidden = hidden_characters(value)
         if hidden:
-            message = f"the cell holds the invisible character {', '.join(hidden)}"
+            message = f"the cell holds the invisible character {hidden}"
             raise _bad(f"{where}, column {identifier}", message, "Remove it.")
     return LabelLine(number, Label(row["label"]), names)
 

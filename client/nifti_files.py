@@ -193,7 +193,7 @@ def _opened(file: ImageFile) -> io.BufferedIOBase:
 
 
 class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, in half of the time of the gzip module: zlib checks the sums itself.
+    """What a gzip file holds; zlib unpacks and checks the sums in one pass, the gzip module in two.
 
     Reading raises zlib.error for what is damaged, EOFError for a file that ends too early.
     """

@@ -70,7 +70,7 @@ def write_volume(
 ) -> StoredCase:
     """Store a prepared case at `path`. Raises OSError, leaving nothing behind, if the disk is full."""
     tensors: Tensors = {
-        "volume": torch.from_numpy(prepared.volume_DHW).half().numpy(),  # numpy takes five times as long
+        "volume": torch.from_numpy(prepared.volume_DHW).half().numpy(),  # numpy takes longer
         "lung_bits": np.packbits(prepared.lung_DHW),
         "infection_bits": np.packbits(prepared.infection_DHW),
     }
