@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CENTRE_PROGRAMS = ("nginx", "superlink", "superexec", "serverapp", "daemon", "power")
-SITE_PROGRAMS = ("daemon", "supernode", "superexec", "clientapp", "power", "frozen")
+SITE_PROGRAMS = ("daemon", "supernode", "superexec", "fork-server", "clientapp", "power", "frozen")
 TARGETS = (
     *(f"centre-{program}" for program in CENTRE_PROGRAMS),
     *(f"site-{program}" for program in SITE_PROGRAMS),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.clientapp_program import PROCESS_NAME
 from dsan_daemon.processes import MARK
 from server.ledger import read_ledger
 from server.run_folder import study_toml
@@ -30,8 +31,9 @@ PROGRAMS = {
     "superexec": "flower-superexec",
     "serverapp": "flwr-serverapp",
     "supernode": "client.supernode_program",
-    "clientapp": "client.clientapp_program",
-}  # what the command line of a program has in it
+    "fork-server": "client.fork_server",
+    "clientapp": PROCESS_NAME,
+}  # what the name and command line of a program have in them
 
 
 @dataclass
@@ -88,7 +90,11 @@ class Deployment:
         if program == "daemon":
             return {self.federation.daemons[name].pid}
         found = _supervised(self.folder(name) / "state")
-        return {pid for pid, command in found.items() if PROGRAMS[program] in command}
+        return {
+            pid
+            for pid, command in found.items()
+            if PROGRAMS[program] in command and (program == "clientapp" or PROCESS_NAME not in command)
+        }
 
     def everything(self, name: str) -> set[int]:
         """The daemon and all that it keeps running."""
@@ -193,7 +199,8 @@ def _supervised(state: Path) -> dict[int, str]:
     found, groups = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = f"{(path / 'comm').read_text().strip()} {line}"
             if mark in (path / "environ").read_bytes() or f"{state}/nginx" in command:
                 found[int(path.name)] = command
             groups[int(path.name)] = os.getpgid(int(path.name))

@@ -27,7 +27,7 @@ from kills import CENTRE, Deployment, has_completed, reference, signal_all, weig
 from client.daemon_status import read_status
 from simulation.federation import Federation, stopped_at_the_end
 
-TARGETS = ("daemon", "supernode", "superexec", "clientapp")
+TARGETS = ("daemon", "supernode", "superexec", "fork-server", "clientapp")
 FOR_A_CLIENTAPP_S = 30.0  # there is one for some seconds of each message
 SITE = "hospital-1"
 

@@ -1,11 +1,13 @@
 """`flwr-clientapp` as this site runs it: the installed ClientApp, whatever bundle came with the run.
 
-The SuperExec starts it, one process for one message, through the script that the daemon wrote.
+The SuperExec starts it, one process for one message, through the script that the daemon wrote: as a fork of
+the fork server, or from nothing.
 """
 
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from client.site import read_site
 
 SITE_VARIABLE = "DSAN_SITE"  # the site.toml that the daemon was started with
 RECORD = "clientapp.json"
+PROCESS_NAME = "dsan-clientapp"  # in `ps` and `top`, where a fork has the command line of the fork server
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ def main() -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(record)))
     partial.replace(path)
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/comm").write_text(PROCESS_NAME)
     BundleGate(_installed, _refusing).close()
     flwr_clientapp()
 
@@ -57,7 +62,7 @@ def is_clientapp_alive(record: ClientAppRecord | None) -> bool:
 
 
 def _installed() -> ClientAppCallable:
-    from client.app import app  # torch: seconds, and not before the bundle was looked at
+    from client.app import app  # torch: seconds, if nobody imported it
 
     return app
 

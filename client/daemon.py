@@ -1,8 +1,8 @@
 """`dsan-client start`: one hospital's daemon. start -> tend twice a second -> stop.
 
-It keeps Flower's SuperNode and SuperExec running, watches the message in work, tells the centre how far it
-is, takes the centre's orders, and says in words why it is not connected. Training runs in a process of its
-own for each message; nothing of it is kept in memory between two.
+It keeps Flower's SuperNode and SuperExec and the fork server of the ClientApps running, watches the message
+in work, tells the centre how far it is, takes the centre's orders, and says in words why it is not connected.
+Training runs in a process of its own for each message; nothing of it is kept in memory between two.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from types import FrameType
 
 from client.clientapp_program import is_clientapp_alive, read_record
 from client.connection_watch import ConnectionWatch
-from client.daemon_programs import SUPEREXEC, SUPERNODE, Centre, daemon_programs
+from client.daemon_programs import FORK_SERVER, SUPEREXEC, SUPERNODE, Centre, daemon_programs
 from client.daemon_status import (
     LOCK,
     STATUS_FORMAT,
@@ -108,7 +108,7 @@ class Daemon:
         self.counts = prepared_counts(site)
         await_leftovers(self.state / RECORD, LEAVE_S)  # a killed daemon's processes log off by themselves
         self.supervisor = Supervisor(self.state / RECORD)
-        self.supernode, self.superexec = daemon_programs(site, config, centre)
+        self.supernode, *self.of_clientapps = daemon_programs(site, config, centre)
         certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
         self.connection = ConnectionWatch(centre.address, certificate, self.state / NODE_STATE)
         self.watch = _site_watch(site, centre, self._site_status, self.orders.put)
@@ -121,7 +121,7 @@ class Daemon:
         self.health_port = _listen(self.health, self.site)
         if not self.is_drained:
             self.supervisor.start(self.supernode)
-            self.supervisor.start(self.superexec)
+            self._start_of_clientapps()
         self.connection.start()
         if self.watch is not None:
             self.watch.start()
@@ -280,7 +280,7 @@ class Daemon:
         code = self.supervisor.status()[name].last_exit
         self._tell(f"{name} ended ({_exit_words(code)}) and is started again after a pause")
         if name == SUPERNODE:
-            self.supervisor.restart(SUPEREXEC)  # a ClientApp of the old SuperNode cannot answer the new one
+            self._end_clientapp()  # that of the old SuperNode cannot answer the new one
 
     def _obey(self, order: Order) -> None:
         work = self.work_status()
@@ -288,7 +288,7 @@ class Daemon:
             self._drain(after_order(self.drained, order, time.time()))
         elif order.kind == Order.STOP and work.phase != "idle" and is_about(order, work.study):
             self._tell(f"the centre ordered to stop {work.study or 'the work'}: the ClientApp is ended")
-            self.supervisor.restart(SUPEREXEC)
+            self._end_clientapp()
 
     def _drain(self, drained: Drained) -> None:
         """From now on these studies are drained."""
@@ -309,7 +309,7 @@ class Daemon:
         self._tell(f"by order of the centre, messages are taken{except_of}")
         if self.is_drained:
             self.is_drained, self.node_back_at = False, time.monotonic() + NODE_PAUSE_S
-            self.supervisor.start(self.superexec)
+            self._start_of_clientapps()
 
     def _watch_work(self) -> None:
         node, record = self._node(), read_record(self.state)
@@ -344,8 +344,17 @@ class Daemon:
         """End SuperNode and ClientApp: the centre sees the node go, and asks again."""
         self._tell(f"{reason}: SuperNode and SuperExec are started again")
         self.supervisor.stop(SUPERNODE, LEAVE_S)
-        self.supervisor.restart(SUPEREXEC)
+        self._end_clientapp()
         self.node_back_at = time.monotonic() + NODE_PAUSE_S
+
+    def _start_of_clientapps(self) -> None:
+        for program in self.of_clientapps:
+            self.supervisor.start(program)
+
+    def _end_clientapp(self) -> None:
+        """End it, whichever of the two started it."""
+        self.supervisor.restart(SUPEREXEC)
+        self.supervisor.restart(FORK_SERVER)
 
     def _bring_node_back(self) -> None:
         if self.node_back_at is not None and time.monotonic() >= self.node_back_at and not self.is_drained:

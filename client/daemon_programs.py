@@ -1,4 +1,4 @@
-"""The processes of a site's daemon: Flower's SuperNode, and the SuperExec that starts the ClientApps."""
+"""The processes of a site's daemon: Flower's SuperNode and SuperExec, and what ClientApps are forked from."""
 
 import os
 import secrets
@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from client import clientapp_start
 from client.clientapp_program import SITE_VARIABLE
 from client.installed_code import lock_apps_folder, write_programs
 from client.keys import CA_CERTIFICATE, NODE_KEY
@@ -18,7 +19,8 @@ from dsan_daemon.files import PRIVATE, write_atomically
 from dsan_daemon.flower import flower_environment, flower_program
 from dsan_daemon.processes import Program
 
-SUPERNODE, SUPEREXEC = "supernode", "superexec"
+SUPERNODE, SUPEREXEC, FORK_SERVER = "supernode", "superexec", "fork-server"
+PIPE = "fork-server.pipe"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"  # without Python's: no other flwr-clientapp may be found
 BACK_AFTER_S = 70.0  # Flower keeps a node that died for 60 s, and its centre must see that it is gone
 BACK_AFTER_LOOPBACK_S = 5.0  # without node authentication every start is a new node
@@ -33,8 +35,8 @@ class Centre:
     is_secure: bool
 
 
-def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Program, Program]:
-    """SuperNode and SuperExec, with all that they need on disk: secret, programs, locked Flower homes."""
+def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Program, Program, Program]:
+    """SuperNode, SuperExec and fork server, with what they need on disk: secret, programs, locked homes."""
     state = site.state_folder
     homes = {name: state / "flwr" / name for name in (SUPERNODE, SUPEREXEC)}
     for home in homes.values():
@@ -42,9 +44,9 @@ def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Pro
     secret = state / "superexec.secret"
     write_atomically(secret, secrets.token_hex(32).encode(), PRIVATE)
     programs = state / "programs"
-    write_programs(programs, f"{shlex.quote(sys.executable)} -P -m client.clientapp_program")
+    write_programs(programs, clientapp_script(state / PIPE))
     address = f"127.0.0.1:{_free_port()}"
-    logs = {name: _log(state, name) for name in homes}
+    logs = {name: _log(state, name) for name in (SUPERNODE, SUPEREXEC, FORK_SERVER)}
     node_environment = {STATE_VARIABLE: str(state / NODE_STATE), DAEMON_VARIABLE: str(os.getpid())}
     supernode = Program(
         SUPERNODE,
@@ -53,6 +55,11 @@ def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Pro
         logs[SUPERNODE],
         first_pause_s=BACK_AFTER_S if centre.is_secure else BACK_AFTER_LOOPBACK_S,
     )
+    of_clientapps = flower_environment(homes[SUPEREXEC]) | {
+        SITE_VARIABLE: str(config),
+        "PATH": f"{programs}{os.pathsep}{SYSTEM_PATH}",
+        "OPENBLAS_NUM_THREADS": "1",  # of numpy; torch has its own. What is forked should have no threads
+    }
     superexec = Program(
         SUPEREXEC,
         (
@@ -60,11 +67,23 @@ def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Pro
             *("--insecure", "--runtime-api-address", address),
             *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())),
         ),
-        flower_environment(homes[SUPEREXEC])
-        | {SITE_VARIABLE: str(config), "PATH": f"{programs}{os.pathsep}{SYSTEM_PATH}"},
+        of_clientapps,
         logs[SUPEREXEC],
     )
-    return supernode, superexec
+    fork_server = Program(
+        FORK_SERVER,
+        (sys.executable, "-P", "-m", "client.fork_server", str(state / PIPE), str(os.getpid())),
+        of_clientapps,
+        logs[FORK_SERVER],
+    )
+    return supernode, superexec, fork_server
+
+
+def clientapp_script(pipe: Path) -> str:
+    """`flwr-clientapp` in a line of sh: a fork of the fork server, or a process from nothing."""
+    python, start = shlex.quote(sys.executable), shlex.quote(clientapp_start.__file__)
+    from_nothing = f'exec {python} -P -m client.clientapp_program "$@"'
+    return f'{python} -I -S {start} {shlex.quote(str(pipe))} "$@" || {from_nothing}'
 
 
 def _supernode_command(

@@ -125,13 +125,13 @@ def _replace(what: str, function: object) -> None:
     setattr(module, name, function)
 
 
-def write_programs(folder: Path, client_app_command: str) -> None:
-    """The only programs that the SuperExec finds: `flwr-clientapp` is ours, the others refuse."""
+def write_programs(folder: Path, client_app_script: str) -> None:
+    """The only programs that the SuperExec finds: `flwr-clientapp` is ours, in sh, and the others refuse."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for task, program in TASK_TYPE_TO_COMMAND.items():
         is_ours = task is TaskType.CLIENT_APP
         ours, refused = (
-            f'#!/bin/sh\nexec {client_app_command} "$@"\n',
+            f"#!/bin/sh\n{client_app_script}\n",
             REFUSED_PROGRAM.format(program=program, code="CODE-TASK"),
         )
         text = ours if is_ours else refused

@@ -1,10 +1,8 @@
 """One branch trained by several processes of a site: all its GPUs, or several cores (IV-C)."""
 
-import ctypes
 import logging
 import multiprocessing
 import os
-import signal
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from client.branch_training import BranchTask, Progress, TrainedBranch, train_alone
 from client.study_cases import CaseSamples, RefusedError
+from dsan_daemon.processes import end_with
 from dsan_model.data_parallel import Share
 from dsan_model.protocol import BranchTraining
 from dsan_model.training import Machine
@@ -27,7 +26,6 @@ from dsan_model.weights import FlatWeights, load_weights, save_weights
 
 OUT_OF_MEMORY = "out of memory"
 _SUMMARY = TypeAdapter(BranchTraining)
-_SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
 log = logging.getLogger("dsan.client")
 
@@ -133,7 +131,7 @@ def _heed(said: tuple[str, object, object], progress: Progress) -> None:
 
 def _work(rank: int, order: _Order, sender: Connection, parent: int) -> None:
     """A process: join the others, train, and let the first one write what came of it."""
-    _die_with(parent)
+    end_with(parent)
     torch.set_num_threads(order.threads)
     warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1x1 kernels: a copy more, no error
     is_gpu = order.machine.device.type == "cuda"
@@ -173,12 +171,3 @@ def _train(order: _Order, machine: Machine, progress: Progress) -> None:
         save_file(trained.optimiser, folder / "trained-optimiser.safetensors")
         (folder / "training.json").write_bytes(_SUMMARY.dump_json(trained.training))
     dist.barrier()
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel end this process when the ClientApp ends, however that happens (Linux)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -5,6 +5,7 @@ it is killed itself, the next one ends what is left of them first: two SuperLink
 two SuperNodes a key. A ServerApp that has left its parents' session is found by its mark.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ STOP_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 MARK = "DSAN_SUPERVISED"  # in the environment of a program and of all its descendants: RECORD#NAME
 STEADY_S = 60.0  # who lived this long begins again with the first pause
+_SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
 log = logging.getLogger("dsan.processes")
 
@@ -89,9 +91,9 @@ class Supervisor:
     def restart(self, name: str) -> None:
         """End a program that hangs; it starts again at once."""
         child = self._children[name]
-        if child.process is not None:
-            code = stop_process(child.process, 0.0)
-            _end_marked(self._mark(name))
+        code = stop_process(child.process, 0.0) if child.process is not None else None
+        _end_marked(self._mark(name))  # also what it left when it ended by itself
+        if code is not None:
             self._retire(child, code, time.monotonic())
             child.start_at = 0.0
 
@@ -165,6 +167,15 @@ def spawn(command: tuple[str, ...], environment: Mapping[str, str], log: Path) -
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, however that happens (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def stop_process(process: subprocess.Popen[bytes], grace_s: float = STOP_S) -> int:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.daemon import run_daemon
-from client.daemon_programs import Centre
+from client.daemon_programs import FORK_SERVER, SUPEREXEC, SUPERNODE, Centre
 from client.daemon_status import status_json
 from client.findings import FindingError
 from client.site import read_site
@@ -28,6 +28,7 @@ from server.site_watch import SiteWatchServer
 from server.watch_file import read_watch
 
 WAIT_S = 60.0
+PROGRAMS = (SUPERNODE, SUPEREXEC, FORK_SERVER)
 NOWHERE = "127.0.0.1:9"  # the port "discard": nothing listens
 
 
@@ -86,9 +87,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         server.stop()
 
 
-def test_it_keeps_a_supernode_and_a_superexec(running: Running) -> None:
-    assert set(running.status()["processes"]) == {"supernode", "superexec"}
-    for name in ("supernode", "superexec"):
+def test_it_keeps_a_supernode_a_superexec_and_a_fork_server(running: Running) -> None:
+    assert set(running.status()["processes"]) == set(PROGRAMS)
+    for name in PROGRAMS:
         pid = running.pid(name)
         assert pid is not None
         assert started_at(pid) is not None
@@ -160,7 +161,7 @@ def test_only_its_own_programs_are_on_the_path_of_the_superexec(running: Running
         assert (running.state / "flwr" / home / "apps").is_file()
 
 
-@pytest.mark.parametrize("name", ["superexec", "supernode"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_process_that_is_killed_comes_back_and_that_is_told(running: Running, name: str) -> None:
     before = running.pid(name)
     assert before is not None
@@ -170,7 +171,7 @@ def test_a_process_that_is_killed_comes_back_and_that_is_told(running: Running, 
 
 
 def test_a_daemon_that_is_killed_leaves_nothing_behind_and_is_told_dead(running: Running) -> None:
-    pids = [running.pid("supernode"), running.pid("superexec")]
+    pids = [running.pid(name) for name in PROGRAMS]
     running.process.kill()
     running.process.wait()
     done = CliRunner().invoke(app, ["status", "--config", str(running.home / "site.toml")])
@@ -208,7 +209,7 @@ def test_drained_of_every_study_it_takes_no_message_also_after_a_restart(running
 def test_told_to_take_messages_again_it_does(running: Running) -> None:
     assert running.status()["is_drained"]
     give_order(running.centre, "st-mary", "undrain", "")
-    wait_until(lambda: running.pid("supernode") and running.pid("superexec"))
+    wait_until(lambda: all(running.pid(name) for name in PROGRAMS))
     assert running.status()["drained_studies"] == []
     wait_until(lambda: read_watch(running.centre)["st-mary"].status.phase == "idle")
 
@@ -217,8 +218,9 @@ def test_told_to_leave_it_leaves_in_time_and_takes_all_with_it(running: Running)
     running.process.kill()
     running.process.wait()
     running.process = start(running.home, running.watch_port)
-    wait_until(lambda: running.status()["pid"] == running.process.pid and running.pid("superexec"))
-    pids = [running.pid("supernode"), running.pid("superexec")]
+    wait_until(lambda: running.status()["pid"] == running.process.pid)
+    wait_until(lambda: all(running.pid(name) for name in PROGRAMS))
+    pids = [running.pid(name) for name in PROGRAMS]
     running.process.terminate()
     assert running.process.wait(30) == 0
     assert all(pid is not None and started_at(pid) is None for pid in pids)

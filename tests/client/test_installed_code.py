@@ -207,7 +207,7 @@ def test_a_flower_that_calls_it_otherwise_is_refused(
 
 
 def test_only_the_client_app_can_be_started_and_the_rest_refuses(tmp_path: Path) -> None:
-    write_programs(tmp_path / "programs", "/bin/echo started")
+    write_programs(tmp_path / "programs", 'exec /bin/echo started "$@"')
     programs = sorted(path.name for path in (tmp_path / "programs").iterdir())
     assert programs == [
         *("flwr-agentapp", "flwr-clientapp", "flwr-connector", "flwr-model", "flwr-serverapp"),
@@ -222,7 +222,7 @@ def test_only_the_client_app_can_be_started_and_the_rest_refuses(tmp_path: Path)
         else:
             assert (done.returncode, done.stdout) == (77, "")
             assert "CODE-TASK" in done.stderr
-    write_programs(tmp_path / "programs", "/bin/echo again")  # the daemon writes them at every start
+    write_programs(tmp_path / "programs", "exec /bin/echo again")  # the daemon writes them at every start
 
 
 def test_nothing_can_be_unpacked_into_a_locked_home_even_by_root(
