@@ -2,14 +2,12 @@
 
 import io
 import struct
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from zlib_ng import gzip_ng, zlib_ng
 
 from client.image_files import FIX_RESTORE, MAX_PLACE_MM, ImageFile, first_bytes
 from client.image_memory import new_image
@@ -17,9 +15,9 @@ from client.image_memory import new_image
 HEADER_BYTES = 348
 
 _CHUNK_BYTES = 1 << 18  # unpacked at a time: stays in the cache
-_PACKED_BYTES = 1 << 16
-_GZIP_MEMBER = 16 + zlib.MAX_WBITS  # zlib's name for "with the head and the checksum of gzip"
 _GZIP = b"\x1f\x8b"
+_PACKING_ERROR: type[Exception] = zlib_ng.error  # type: ignore[assignment] # its types name an instance
+_NOT_WHOLE = (OSError, EOFError, _PACKING_ERROR)
 _FIX_PLACE = "Convert the file again from DICOM; scan and masks alike."
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # metre, millimetre, micrometre; anything else counts as mm
 _TYPES = {
@@ -101,7 +99,7 @@ def _read_values(file: ImageFile, header: NiftiHeader, values: npt.NDArray[np.ge
             _skip(stream, header.first_voxel_at)
             n_read = _fill(values, stream)
             stream.read(_CHUNK_BYTES)  # the end of a packed file is where its checksum is
-    except (OSError, EOFError, zlib.error) as error:
+    except _NOT_WHOLE as error:
         raise file.error("IMAGE-DAMAGED", f"it cannot be unpacked: {error}", FIX_RESTORE) from None
     if n_read < values.nbytes:
         message = f"its voxels end after {n_read} of {values.nbytes} bytes"
@@ -165,8 +163,8 @@ def _header_bytes(file: ImageFile) -> bytes:
     _refuse_other_packing(file, start)
     try:
         with _opened(file) as stream:
-            header = stream.read(HEADER_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
+            header = stream.read(_CHUNK_BYTES)[:HEADER_BYTES]  # in a small file, its checksum too
+    except _NOT_WHOLE as error:
         raise file.error("IMAGE-DAMAGED", f"it cannot be unpacked: {error}", FIX_RESTORE) from None
     if len(header) < HEADER_BYTES:
         message = f"it ends after {len(header)} of the {HEADER_BYTES} bytes of its header"
@@ -189,49 +187,5 @@ def _refuse_other_packing(file: ImageFile, start: bytes) -> None:
 def _opened(file: ImageFile) -> io.BufferedIOBase:
     if file.suffix != ".nii.gz":
         return file.path.open("rb")
-    return io.BufferedReader(_Unpacked(file.path), _CHUNK_BYTES)
-
-
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds; zlib unpacks and checks the sums in one pass, the gzip module in two.
-
-    Reading raises zlib.error for what is damaged, EOFError for a file that ends too early.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._member = zlib.decompressobj(_GZIP_MEMBER)
-        self._packed = b""  # read, and not yet unpacked
-
-    def readable(self) -> bool:
-        """As io asks for."""
-        return True
-
-    def close(self) -> None:
-        """And the file."""
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:  # a writable buffer; typeshed has no common name for it
-        """Some of what follows; 0 at the end of the last member."""
-        while True:
-            if self._member.eof:
-                self._packed = self._next_member()
-                if not self._packed:
-                    return 0
-                self._member = zlib.decompressobj(_GZIP_MEMBER)
-            self._packed = self._packed or self._file.read(_PACKED_BYTES)
-            if not self._packed:
-                raise EOFError("the file ends before its packing does")
-            unpacked = self._member.decompress(self._packed, len(buffer))
-            self._packed = self._member.unconsumed_tail
-            if unpacked:
-                buffer[: len(unpacked)] = unpacked
-                return len(unpacked)
-
-    def _next_member(self) -> bytes:
-        """What follows the end of a member but for zeros, which may fill up a file."""
-        follows = self._member.unused_data.lstrip(b"\0")
-        while not follows and (read := self._file.read(_PACKED_BYTES)):
-            follows = read.lstrip(b"\0")
-        return follows
+    packed: io.BufferedIOBase = gzip_ng.open(file.path)
+    return packed

@@ -16,7 +16,10 @@ import SimpleITK as sitk
 J = TypeVar("J")
 R = TypeVar("R")
 
-_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a new volume in huge pages costs a quarter
+}
 
 
 class WorkerDied:
@@ -65,9 +68,9 @@ def _run_pool(
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Workers forked from a process that has this module's imports, but no threads and no locks of ours."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["client.preparation"])
+    context.set_forkserver_preload(["client.preparation", "highdicom.spatial"])
     resource_tracker.ensure_running()  # before: it lets go of the signals that it holds
-    with _environment(dict.fromkeys(_THREAD_VARIABLES, "1")), _interrupt_held():
+    with _environment(WORKER_ENVIRONMENT), _interrupt_held():
         forkserver.ensure_running()  # from here on a new pool costs milliseconds
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
