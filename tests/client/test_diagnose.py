@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.special import expit
 
 from client import diagnose_report
-from client.diagnose import Model, Precision, Scan, diagnose, forward, load_model
+from client.diagnose import Model, Precision, Scan, _cpu_has_bf16, diagnose, forward, load_model
 from client.diagnose_report import DiagnoseRequest, diagnose_scans, output_folders, panel_caption
 from client.findings import FindingError
 from client.images import read_ct, read_mask
@@ -363,3 +363,18 @@ def test_result_and_picture_are_for_their_owner_alone(cohort_factory: ModuleType
     diagnose_scans(request, import_s=0, say=lambda line: None)
     for name in ("result.json", "panel.png"):
         assert (tmp_path / "out" / name).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_f": True}, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert _cpu_has_bf16() is expected
