@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from dsan_daemon.processes import end_with
+from dsan_daemon.processes import end_with, signals_held
 
 IMPORTED = (
     "client.clientapp_program",
@@ -41,28 +41,46 @@ def main() -> None:
 
 
 def fork_for_each(pipe: int) -> list[str]:
-    """Never return but in a fork, with the arguments of its message. One line of the pipe is one message."""
-    signal.signal(signal.SIGCHLD, _wait_for_ended)
+    """Never return but in a fork, with the arguments of its message. One line of the pipe is one message.
+
+    SIGTERM reaches the forks too, and is obeyed when they have ended.
+    """
+    forks: set[int] = set()
+
+    def forget_ended(number: int, frame: FrameType | None) -> None:
+        with suppress(ChildProcessError):
+            while ended := os.waitpid(-1, os.WNOHANG)[0]:
+                forks.discard(ended)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fork in forks:
+            os.kill(fork, signal.SIGTERM)
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
+        os._exit(0)
+
+    signal.signal(signal.SIGCHLD, forget_ended)
+    signal.signal(signal.SIGTERM, leave)
     gc.freeze()  # what is there now stays shared with the forks
     with os.fdopen(pipe, "rb") as lines:
         for line in lines:
             arguments: list[str] = json.loads(line)
-            try:
-                is_fork = os.fork() == 0
-            except OSError as error:  # no memory: the daemon's watchdog finds that nobody began
-                print(f"no ClientApp could be started: {error.strerror}", file=sys.stderr, flush=True)
-                continue
-            if is_fork:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.setpgid(0, 0)  # the end of the fork server is not that of the work
-                return arguments
+            # until the fork is known, or knows that it is one
+            with signals_held(signal.SIGCHLD, signal.SIGTERM):
+                try:
+                    fork = os.fork()
+                except OSError as error:  # no memory: the daemon's watchdog finds that nobody began
+                    print(f"no ClientApp could be started: {error.strerror}", file=sys.stderr, flush=True)
+                    continue
+                if fork == 0:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                    os.setpgid(0, 0)  # the end of the fork server is not that of the work
+                    return arguments
+                forks.add(fork)
     raise AssertionError("the pipe is open for writing here, so it never ends")
-
-
-def _wait_for_ended(number: int, frame: FrameType | None) -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import SimpleITK as sitk
 
+from dsan_daemon.processes import signals_held
+
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -51,7 +53,7 @@ def _run_pool(
     try:
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # one in work, one at hand
-                with _interrupt_held():  # a worker half started would end with a traceback of its own
+                with signals_held(signal.SIGINT):  # a worker half started would end with a traceback
                     future = pool.submit(function, waiting[0])
                 running[future] = waiting.popleft()  # after submit: that raises if a worker has died
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -70,19 +72,9 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     context = get_context("forkserver")
     context.set_forkserver_preload(["client.preparation", "highdicom.spatial"])
     resource_tracker.ensure_running()  # before: it lets go of the signals that it holds
-    with _environment(WORKER_ENVIRONMENT), _interrupt_held():
+    with _environment(WORKER_ENVIRONMENT), signals_held(signal.SIGINT):
         forkserver.ensure_running()  # from here on a new pool costs milliseconds
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
-
-
-@contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of this; processes that are started meanwhile never take it themselves."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

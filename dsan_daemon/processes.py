@@ -169,6 +169,16 @@ def spawn(command: tuple[str, ...], environment: Mapping[str, str], log: Path) -
         )
 
 
+@contextmanager
+def signals_held(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals come after the end of this; a process that is started meanwhile never takes them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with(parent: int) -> None:
     """Let the kernel end this process when its parent ends, however that happens (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)

@@ -38,7 +38,7 @@ from server.spool import Spool
 from server.study import SITE_NAME
 
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.02, 3.0
-POLL_SHARE = 0.05  # of the time waited so far: what polling may cost a round of seconds or of hours
+POLL_SHARE = 0.02  # of the time waited so far: what polling may cost a round of seconds or of hours
 LOOK_EVERY_S = 5.0  # how often the centre sees who is connected and who else has answered
 REPLY_GRACE_S = 3600.0  # a message outlives its deadline by this: a late reply is told from a lost one
 LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)

@@ -99,6 +99,14 @@ def test_the_end_of_the_server_is_not_the_end_of_the_work(server: Server) -> Non
     assert start(server.pipe, "0") == 1  # nobody reads; the script then starts it from nothing
 
 
+def test_told_to_leave_it_tells_them_and_waits(server: Server) -> None:
+    first, second = newest(server, "600"), newest(server, "600")
+    server.process.terminate()
+    assert server.process.wait(WAIT_S) == 0
+    assert started_at(first) is None
+    assert started_at(second) is None
+
+
 def test_without_a_pipe_nothing_is_handed_over(tmp_path: Path) -> None:
     assert start(tmp_path / "none", "0") == 1
 
