@@ -26,7 +26,6 @@ from dsan_model.training import (
 from dsan_model.vbnet import VBNet, VBNetConfig, dice_loss
 
 OUTSIDE = -1.0  # what lies beyond a scan: the lower end of the window
-WHOLE_VOXELS = 2**20  # as many as a patch of the full size has: what a site's memory holds anyway
 PROBABLE_FROM = (0.5, 0.3)  # lungs, infection: Dice of what is often missed is highest below one half
 CENTRED_ON = (Structure.INFECTION, Structure.LUNGS, None)  # None: anywhere in the scan
 CENTRED_ON_SHARES = (0.5, 0.25, 0.25)
@@ -64,7 +63,7 @@ PRESETS = {
         training=TrainingConfig(learning_rate=1e-3, decay_every_epochs=20, batch_size=4),
     ),
     "demo": SegmentationPreset(
-        rounds=24,
+        rounds=22,
         segmentation=SegmentationConfig(
             (4.0, 4.0, 8.0), (32, 48, 48), patches_per_case=2, network=VBNetConfig(8, (1, 2, 2, 2), 2)
         ),
@@ -181,14 +180,15 @@ def train_patches(
 def probabilities(network: VBNet, volume_DHW: Tensor, config: SegmentationConfig, machine: Machine) -> Tensor:
     """Probability of lungs and of infection in every voxel of a scan, (S, D, H, W) float32.
 
-    In windows of a patch; a scan of up to WHOLE_VOXELS goes through in one piece, which computes no overlaps.
+    In windows of a patch, however small the scan: the borders of a patch are part of what the network learns
+    from, and in one piece a scan has none where it expects them.
     """
     network.eval()
     volume_DHW = volume_DHW.float().to(machine.device)
     return sliding_window(
         lambda window: torch.sigmoid(_logits(network, window, machine).float()),
         volume_DHW,
-        _window(volume_DHW, config),
+        config.patch_dhw,
         OUTSIDE,
     )
 
@@ -219,12 +219,6 @@ def _place(scans: Scans, case: int, config: SegmentationConfig, generator: np.ra
 def _corner(middle: int, size: int, side: int) -> int:
     """The patch around a voxel, moved into the scan; 0 where the scan is shorter than the patch."""
     return max(0, min(middle - side // 2, size - side))
-
-
-def _window(volume_DHW: Tensor, config: SegmentationConfig) -> Shape:
-    stride = config.network.stride
-    depth, height, width = (-(-side // stride) * stride for side in volume_DHW.shape)
-    return (depth, height, width) if depth * height * width <= WHOLE_VOXELS else config.patch_dhw
 
 
 def _logits(network: VBNet, volume_B1DHW: Tensor, machine: Machine) -> Tensor:

@@ -14,6 +14,7 @@ Shape = tuple[int, int, int]
 Network = Callable[[Tensor], Tensor]
 
 OVERLAP = 0.25  # of neighbouring windows
+AT_A_TIME = 2  # windows: one alone takes a CPU twice as long, by other convolutions; more take more memory
 SIGMA = (
     0.125  # of a window's side: the border of a window, which sees half of its surroundings, counts little
 )
@@ -35,11 +36,14 @@ def sliding_window(
     weights = [_weights(window).to(volume_DHW) for window in patch_DHW]
     weight_DHW = _outer(weights)
     total_SDHW: Tensor | None = None
-    for window in _windows(starts, patch_DHW):
-        said_SDHW = network(padded[window][None, None])[0].float() * weight_DHW
+    windows = list(_windows(starts, patch_DHW))
+    for first in range(0, len(windows), AT_A_TIME):
+        some = windows[first : first + AT_A_TIME]
+        said_BSDHW = network(torch.stack([padded[window] for window in some])[:, None]).float() * weight_DHW
         if total_SDHW is None:
-            total_SDHW = said_SDHW.new_zeros(len(said_SDHW), *padded.shape)
-        total_SDHW[:, *window] += said_SDHW
+            total_SDHW = said_BSDHW.new_zeros(said_BSDHW.shape[1], *padded.shape)
+        for window, said_SDHW in zip(some, said_BSDHW, strict=True):
+            total_SDHW[:, *window] += said_SDHW
     assert total_SDHW is not None  # there is at least one window
     sums = [_sums(*axis) for axis in zip(padded.shape, starts, weights, strict=True)]
     for axis, along in enumerate(sums):  # the sum of products of Gaussians is the product of their sums
