@@ -16,7 +16,7 @@ from dsan_model.vbnet import VBNet
 from dsan_model.weights import FlatWeights, flatten
 
 SEGMENTER_FORMAT = 1
-METHOD = "vbnet-2"  # raise the number with every change that alters masks made from the same weights
+METHOD = "vbnet-3"  # raise the number with every change that alters masks made from the same weights
 
 
 class SegmenterError(Exception):

@@ -29,7 +29,7 @@ def test_what_is_read_is_what_was_written(file: Path) -> None:
     segmenter = load_segmenter(file)
     assert segmenter.config == CONFIG
     assert segmenter.weights.digest == flatten(initial_vbnet_state(CONFIG.network, 0)).digest
-    assert segmenter.name == f"vbnet-2-{segmenter.digest[:12]}"
+    assert segmenter.name == f"vbnet-3-{segmenter.digest[:12]}"
 
 
 def test_name_changes_with_the_weights_and_with_the_grid() -> None:
