@@ -33,6 +33,7 @@ def main() -> None:
     end_with(int(sys.argv[2]))
     for name in IMPORTED:
         importlib.import_module(name)
+    sys.modules["client.work"].installed_versions()  # of what was imported, whatever is installed later
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe, 0o600)
     arguments = fork_for_each(os.open(pipe, os.O_RDWR))

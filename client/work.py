@@ -25,6 +25,7 @@ from client.site_training import train_branch
 from client.study_cases import CaseSamples, RefusedError, StudyCases, study_cases, study_target
 from client.vbnet_training import VBNetTask, train_vbnet, vbnet_counts
 from client.volume_store import load_masks, load_volume
+from dsan_daemon.bundle import release
 from dsan_model.cases import RATIO_EDGES, Label, RatioGroup
 from dsan_model.dice import DiceCounts
 from dsan_model.ensemble import ensemble_counts, ensemble_score_counts
@@ -88,7 +89,7 @@ def describe(site: Site, request: DescribeRequest) -> SiteDescription:
     is_measured = request.measures_speed and request.terms.segmentation is None
     return SiteDescription(
         site=site.config.name,
-        versions=_versions(),
+        versions=installed_versions(),
         recipe_digest=target.recipe.digest,
         training_groups=group_counts([case.size_group for case in cases.training.cases]),
         validation_groups=group_counts([case.size_group for case in cases.validation.cases]),
@@ -358,6 +359,8 @@ def _golden_result(device: torch.device) -> GoldenResult:
     return golden_result(device)  # a second; the sites of a simulation share a process
 
 
-def _versions() -> dict[str, str]:
-    packages = ("dsan-federated", "flwr", "torch", "SimpleITK")
-    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+@cache
+def installed_versions() -> dict[str, str]:
+    """Of what decides how a site computes, as this process runs it."""
+    others = {name: version(name) for name in ("flwr", "torch", "SimpleITK")}
+    return {"dsan-federated": release(), **others, "python": platform.python_version()}

@@ -6,6 +6,7 @@ file differs between its builds. So a site computes the digest of the one bundle
 
 import hashlib
 import zipfile
+from functools import cache
 from importlib.metadata import version
 from io import BytesIO
 
@@ -39,8 +40,13 @@ dry-run = false
 _DATE = (2024, 10, 1, 0, 0, 0)  # Flower's own for bundles
 
 
+@cache
 def release() -> str:
-    """The installed release of dsan-federated."""
+    """The release of dsan-federated that this process runs.
+
+    Another one may be installed beside it meanwhile: it is what it was when the process, or the one that it
+    was forked from, asked first.
+    """
     return version("dsan-federated")
 
 
