@@ -108,7 +108,7 @@ class Daemon:
         self.counts = prepared_counts(site)
         await_leftovers(self.state / RECORD, LEAVE_S)  # a killed daemon's processes log off by themselves
         self.supervisor = Supervisor(self.state / RECORD)
-        self.supernode, *self.of_clientapps = daemon_programs(site, config, centre)
+        self.supernode, *self.clientapp_programs = daemon_programs(site, config, centre)
         certificate = site.keys_folder / CA_CERTIFICATE if centre.is_secure else None
         self.connection = ConnectionWatch(centre.address, certificate, self.state / NODE_STATE)
         self.watch = _site_watch(site, centre, self._site_status, self.orders.put)
@@ -121,7 +121,7 @@ class Daemon:
         self.health_port = _listen(self.health, self.site)
         if not self.is_drained:
             self.supervisor.start(self.supernode)
-            self._start_of_clientapps()
+            self._start_clientapp_programs()
         self.connection.start()
         if self.watch is not None:
             self.watch.start()
@@ -279,8 +279,8 @@ class Daemon:
     def _ended(self, name: str) -> None:
         code = self.supervisor.status()[name].last_exit
         self._tell(f"{name} ended ({_exit_words(code)}) and is started again after a pause")
-        if name == SUPERNODE:
-            self._end_clientapp()  # that of the old SuperNode cannot answer the new one
+        if name != FORK_SERVER:
+            self._end_clientapp()  # it cannot answer the new one, and may hang where it is
 
     def _obey(self, order: Order) -> None:
         work = self.work_status()
@@ -309,7 +309,7 @@ class Daemon:
         self._tell(f"by order of the centre, messages are taken{except_of}")
         if self.is_drained:
             self.is_drained, self.node_back_at = False, time.monotonic() + NODE_PAUSE_S
-            self._start_of_clientapps()
+            self._start_clientapp_programs()
 
     def _watch_work(self) -> None:
         node, record = self._node(), read_record(self.state)
@@ -342,13 +342,13 @@ class Daemon:
 
     def _restart_work(self, reason: str) -> None:
         """End SuperNode and ClientApp: the centre sees the node go, and asks again."""
-        self._tell(f"{reason}: SuperNode and SuperExec are started again")
+        self._tell(f"{reason}: SuperNode, SuperExec and fork server are started again")
         self.supervisor.stop(SUPERNODE, LEAVE_S)
         self._end_clientapp()
         self.node_back_at = time.monotonic() + NODE_PAUSE_S
 
-    def _start_of_clientapps(self) -> None:
-        for program in self.of_clientapps:
+    def _start_clientapp_programs(self) -> None:
+        for program in self.clientapp_programs:
             self.supervisor.start(program)
 
     def _end_clientapp(self) -> None:

@@ -58,7 +58,7 @@ def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Pro
     of_clientapps = flower_environment(homes[SUPEREXEC]) | {
         SITE_VARIABLE: str(config),
         "PATH": f"{programs}{os.pathsep}{SYSTEM_PATH}",
-        "OPENBLAS_NUM_THREADS": "1",  # of numpy; torch has its own. What is forked should have no threads
+        "OPENBLAS_NUM_THREADS": "1",  # of numpy: what is forked should have no threads
     }
     superexec = Program(
         SUPEREXEC,

@@ -56,7 +56,8 @@ def fork_for_each(pipe: int) -> list[str]:
     def leave(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fork in forks:
-            os.kill(fork, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(fork, signal.SIGTERM)
         with suppress(ChildProcessError):
             while True:
                 os.wait()
@@ -72,7 +73,7 @@ def fork_for_each(pipe: int) -> list[str]:
             with signals_held(signal.SIGCHLD, signal.SIGTERM):
                 try:
                     fork = os.fork()
-                except OSError as error:  # no memory: the daemon's watchdog finds that nobody began
+                except OSError as error:  # no memory: Flower sees that nobody began
                     print(f"no ClientApp could be started: {error.strerror}", file=sys.stderr, flush=True)
                     continue
                 if fork == 0:

@@ -15,6 +15,7 @@ from client.image_memory import new_image
 HEADER_BYTES = 348
 
 _CHUNK_BYTES = 1 << 18  # unpacked at a time: stays in the cache
+_LAST_PLACE = 2**62  # that a file can be asked for; no file is as long
 _GZIP = b"\x1f\x8b"
 _PACKING_ERROR: type[Exception] = zlib_ng.error  # type: ignore[assignment] # its types name an instance
 _NOT_WHOLE = (OSError, EOFError, _PACKING_ERROR)
@@ -67,7 +68,7 @@ def read_nifti_header(file: ImageFile) -> NiftiHeader:
         sform_spacing_mm_xyz=None if sform_mm is None else _side_lengths(sform_mm),
         qform_mm=qform_mm,
         sform_mm=sform_mm,
-        first_voxel_at=max(int(offset), HEADER_BYTES),
+        first_voxel_at=min(max(int(offset), HEADER_BYTES), _LAST_PLACE),
         slope=slope,
         intercept=intercept,
         is_oriented=qform > 0 or sform > 0,

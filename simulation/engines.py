@@ -68,6 +68,7 @@ def _keep_freed_memory() -> None:
 
 def estimate_in_process(run_folder: Path, site_configs: tuple[Path, ...], workers: int) -> None:
     """Let the sites say how fast they are, and write estimate.json; nothing is trained."""
+    _keep_freed_memory()
     with ThreadPoolExecutor(workers, "site", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         grid = InProcessGrid(client_app, site_configs, pool)
         server_app(grid, _context(0, {}, {"run-dir": str(run_folder), "dry-run": True}))

@@ -1,4 +1,5 @@
 import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,3 +87,14 @@ def test_a_packing_that_is_not_whole_is_refused(
     (tmp_path / "ct.nii.gz").write_bytes(change(packed))
     with pytest.raises(FindingError, match=code):
         read_ct(tmp_path / "ct.nii.gz", None)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_voxels_said_to_begin_beyond_the_end_of_any_file_are_a_finding(tmp_path: Path, name: str) -> None:
+    sitk.WriteImage(image(hu_array()), str(tmp_path / "ct.nii"))
+    content = bytearray((tmp_path / "ct.nii").read_bytes())
+    struct.pack_into("<f", content, 108, 1e30)  # vox_offset
+    (tmp_path / "ct.nii").write_bytes(content)
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(FindingError, match="IMAGE-"):
+        read_ct(tmp_path / name, None)

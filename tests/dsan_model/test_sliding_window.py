@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dsan_model.sliding_window import sliding_window
+from dsan_model.sliding_window import AT_A_TIME, sliding_window
 
 PATCH = (8, 8, 8)
 
@@ -54,5 +54,17 @@ def test_volume_smaller_than_a_window_is_padded_with_what_lies_outside() -> None
 
     scan = volume(3, 8, 9)
     torch.testing.assert_close(sliding_window(network, scan, PATCH, outside=-1.0)[0], scan)
-    assert {tuple(x.shape[1:]) for x in seen} == {(1, *PATCH)}
+    assert all(x.shape[1:] == (1, *PATCH) and len(x) <= AT_A_TIME for x in seen)
     assert (seen[0][0, 0, 3:] == -1.0).all()
+
+
+def test_an_odd_number_of_windows_leaves_one_for_the_last_time() -> None:
+    sizes = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    scan = volume(8, 8, 22)
+    torch.testing.assert_close(sliding_window(network, scan, PATCH, outside=-1.0)[0], scan)
+    assert sizes == [AT_A_TIME, 1]

@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from small_study import copied
 
-from client.clientapp_program import is_clientapp_alive, read_record
+from client.clientapp_program import ClientAppRecord, is_clientapp_alive, read_record
 from client.daemon_status import Event, read_status, status_text
 from client.egress import read_egress
 from client.preparation import prepare_cohort
@@ -146,15 +149,32 @@ def is_training(site: SiteConfig) -> bool:
     return is_round and is_clientapp_alive(read_record(site.state_folder))
 
 
+def held_in_training(site: SiteConfig) -> ClientAppRecord:
+    """A ClientApp that trains, stopped: this training takes less time than an order needs to arrive."""
+    while True:
+        wait_until(lambda: is_training(site))
+        record = read_record(site.state_folder)
+        assert record is not None
+        with suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGSTOP)
+            if is_training(site) and read_record(site.state_folder) == record:
+                return record
+            os.kill(record.pid, signal.SIGCONT)
+
+
 def test_a_clientapp_ends_by_order_of_the_centre_and_the_study_is_answered_when_it_asks_again(
     superlink: int, centre: Path, site: SiteConfig, tmp_path: Path
 ) -> None:
     run = tmp_path / "spring"
     submit(superlink, run, build_bundle())
-    wait_until(lambda: is_training(site))
-    record = read_record(site.state_folder)
+    record = held_in_training(site)
+    status = read_status(site.state_folder)
+    assert status is not None
+    assert Path(f"/proc/{record.pid}/stat").read_text().rpartition(")")[2].split()[1] == str(
+        status.processes["fork-server"].pid
+    )
     give_order(centre, "hospital-1", "stop", "")
-    wait_until(lambda: read_record(site.state_folder) != record or not is_clientapp_alive(record))
+    wait_until(lambda: not is_clientapp_alive(record))
     wait_until(lambda: any("ordered to stop" in event.what for event in events_of(site)))
     wait_until(lambda: {"complete", "paused", "incomplete"} & set(events(run)))
     assert events(run)[-1] == "complete"
