@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 PLUGIN = Path("usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 AE_TITLE = "ORTHANC"
 
@@ -64,6 +66,8 @@ def running_orthanc(program: Path, folder: Path, **settings: object) -> Iterator
     """Start Orthanc with an empty store in `folder`; it is stopped at the end."""
     pacs = Orthanc(free_port(), free_port(), free_port())
     root = Path("/") if program.is_relative_to("/usr") else program.parents[2]
+    if not (root / PLUGIN).is_file():
+        pytest.skip("Orthanc's DICOMweb plugin is not installed: apt-get install orthanc-dicomweb")
     configuration = {
         "Name": "test",
         "StorageDirectory": str(folder / "storage"),
