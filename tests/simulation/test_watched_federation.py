@@ -143,8 +143,8 @@ def test_progress_is_seen_silence_is_named_and_stop_ends_the_work(watched: Watch
     seconds_until(lambda: watched.clientapp() != pid)
     ended_s = time.monotonic() - began
     seconds_until(lambda: watched.phase() in ("stopping", "idle"))
-    (order,) = waiting_orders(watched.federation.centre / "state").values()
-    assert order.taken_by == (watched.hospital.name,)
+    state, told_to = watched.federation.centre / "state", (watched.hospital.name,)
+    seconds_until(lambda: [order.taken_by for order in waiting_orders(state).values()] == [told_to])
     print(
         f"progress seen after {seen_s:.1f} s, step after {steps_s:.1f} s; silent site named after "
         f"{named_s:.1f} s, back after {back_s:.1f} s; ClientApp ended {ended_s:.1f} s after `stop`"
