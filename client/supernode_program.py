@@ -17,6 +17,7 @@ from flwr.supernode.cli import flower_supernode as run_supernode
 from client.findings import Finding, FindingError
 from client.installed_code import keep_bundle_out_of_supernode
 from client.node_state import TEMPLATES, NodeRecorder
+from dsan_daemon.object_pulls import look_for_pieces_often
 from dsan_daemon.task_claims import give_processes_time_to_start
 
 STATE_VARIABLE = "DSAN_NODE_STATE"  # the file that says what the SuperNode does
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the SuperNode until it ends; the process then ends too, whatever threads Flower left behind."""
     keep_bundle_out_of_supernode()
     give_processes_time_to_start()
+    look_for_pieces_often()
     recorder = NodeRecorder(Path(os.environ[STATE_VARIABLE]))
     FLOWER_LOGGER.addHandler(recorder)
     http = logging.getLogger("httpx")

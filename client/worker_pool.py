@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import SimpleITK as sitk
 
-from dsan_daemon.processes import signals_held
+from dsan_daemon.processes import HUGE_PAGES, signals_held
 
 J = TypeVar("J")
 R = TypeVar("R")
 
 WORKER_ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a new volume in huge pages costs a quarter
+    **HUGE_PAGES,
 }
 
 

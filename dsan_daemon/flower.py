@@ -4,6 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+from dsan_daemon.processes import HUGE_PAGES
+
+PIECE_BYTES = 12 * 1024 * 1024  # of weights, in one request: each costs Flower the same, however small it is
+
 
 def flower_program(name: str) -> str:
     """The path of a program of this Python environment, e.g. flower-supernode."""
@@ -13,15 +17,22 @@ def flower_program(name: str) -> str:
 def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[str, str]:
     """The environment of a Flower process with an FLWR_HOME of its own: no telemetry, no update check, no uv.
 
+    Weights travel in large pieces, through memory of huge pages.
+
     first_on_path: a folder whose programs go before those of the Python environment.
     """
     folders = [*([first_on_path] if first_on_path else []), Path(sys.executable).parent]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")])
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": path,
-    }
+    return (
+        HUGE_PAGES
+        | os.environ
+        | {
+            "FLWR_HOME": str(home),
+            "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": path,
+        }
+    )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from dsan_daemon.files import write_atomically
 from dsan_daemon.logs import JsonLines, logging_about
+from dsan_daemon.object_pulls import look_for_pieces_often
 from dsan_model.sampling import Branch
 from server.enrolment import Enrolled, enrol, take_back
 from server.ensemble_fit import fit
@@ -54,6 +55,7 @@ log = logging.getLogger("dsan.server")
 def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
+    look_for_pieces_often()
     with _for_us_alone(run_folder), _logged(run_folder):
         if context.run_config.get("dry-run", False):
             estimate_study(grid, run_folder)

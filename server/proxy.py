@@ -15,7 +15,7 @@ from server.centre import Centre, ServerConfig
 from server.refusals import ExitCode, RefusedError
 from server.superlink import LOOPBACK
 
-LARGEST_UPLOAD = "16m"  # of one request; Flower sends weights in pieces of at most 5 MB
+LARGEST_UPLOAD = "16m"  # of one request: more than PIECE_BYTES of dsan_daemon/flower.py
 MOST_REQUESTS = 64  # at a time from one address, as nginx keeps a body before anybody's key is looked at;
 # a SuperNode sends two pieces at a time, and several hospitals may share an address
 

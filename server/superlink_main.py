@@ -1,6 +1,7 @@
-"""Starts Flower's SuperLink with three settings that its command line does not give.
+"""Starts Flower's SuperLink with settings that its command line does not give.
 
 - SQLite waits 120 s for a lock, not 5: with 5, uploads of large models end in `database is locked`.
+- SQLite copies its log to the database seldom and does not wipe what it deletes (docs/decisions/0018).
 - With DSAN_NODE_AUTHENTICATION=1 only registered nodes may connect. Flower's own option for it wants TLS at
   the SuperLink itself; here TLS ends at the proxy, and between the two is loopback.
 - The process of a study has time to load (dsan_daemon/task_claims.py).
@@ -16,7 +17,13 @@ from typing import Any
 
 from dsan_daemon.task_claims import MissingNameError, give_processes_time_to_start
 
-BUSY_TIMEOUT_MS = 120_000
+SETTINGS = {
+    "busy_timeout": "120000",  # ms
+    "wal_autocheckpoint": "65536",  # pages: 256 MB
+    "journal_size_limit": "268435456",  # bytes of log that stay on disk once it was copied
+    "secure_delete": "OFF",  # Debian's SQLite wipes 254 MB of each site's weights in every round
+    "mmap_size": "1073741824",
+}
 AUTHENTICATION = "DSAN_NODE_AUTHENTICATION"
 
 
@@ -43,7 +50,7 @@ def main() -> None:
     """Replace the names, then run Flower's own command with this process's arguments."""
     sql, command = private_names()
     give_processes_time_to_start()
-    sql.SQLITE_PRAGMAS = with_patience(sql.SQLITE_PRAGMAS)
+    sql.SQLITE_PRAGMAS = for_weights(sql.SQLITE_PRAGMAS)
     if os.environ.get(AUTHENTICATION) == "1":
         parse = command._parse_superlink_lifespan_config
 
@@ -55,9 +62,9 @@ def main() -> None:
     command.flower_superlink()
 
 
-def with_patience(pragmas: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """SQLite's settings with a longer wait for locks."""
-    return tuple((dict(pragmas) | {"busy_timeout": str(BUSY_TIMEOUT_MS)}).items())
+def for_weights(pragmas: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """SQLite's settings, as a store of weights needs them."""
+    return tuple((dict(pragmas) | SETTINGS).items())
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import fcntl
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +15,17 @@ import pytest
 
 import server.study_keeper
 from dsan_daemon.bundle import bundle_digest
+from dsan_daemon.flower import PIECE_BYTES
 from dsan_daemon.processes import Supervisor, supervised
 from server.centre import Centre, open_centre
 from server.founding import found_centre
 from server.ledger import append_event, read_ledger
 from server.membership import reconcile_nodes
+from server.proxy import LARGEST_UPLOAD
 from server.sites import EnrolledSite, now, sites_locked, write_site
 from server.study_keeper import StudyKeeper
 from server.superlink import SuperLink, SuperLinkError, superlink_program
-from server.superlink_main import private_names, with_patience
+from server.superlink_main import for_weights, private_names
 from server.wishes import end_wish, make_wish, read_attempt, read_wishes
 
 
@@ -279,11 +282,21 @@ def test_the_superlinks_nodes_are_made_those_of_the_enrolled_sites(
         assert sites["south"].node_id is None
 
 
-def test_the_private_names_of_flower_are_there_and_sqlite_waits_two_minutes() -> None:
+def test_the_private_names_of_flower_are_there_and_its_database_gets_our_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sql, _ = private_names()
-    pragmas = dict(with_patience(sql.SQLITE_PRAGMAS))
-    assert pragmas["busy_timeout"] == "120000"
-    assert pragmas["journal_mode"] == "WAL"
+    monkeypatch.setattr(sql, "SQLITE_PRAGMAS", for_weights(sql.SQLITE_PRAGMAS))
+    names = ("busy_timeout", "journal_mode", "wal_autocheckpoint", "journal_size_limit", "secure_delete")
+    with closing(sqlite3.connect(tmp_path / "superlink.db")) as connection:
+        sql._set_sqlite_pragmas(connection, None)
+        found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+    assert found == [120_000, "wal", 65_536, 2**28, 0]
+
+
+def test_the_proxy_takes_the_pieces_in_which_weights_travel() -> None:
+    largest = int(LARGEST_UPLOAD.removesuffix("m")) * 2**20
+    assert PIECE_BYTES + 2**20 <= largest  # and what is said about a piece
 
 
 def test_a_superlink_that_is_killed_keeps_its_runs_and_one_that_is_gone_is_said(
