@@ -74,13 +74,11 @@ class PackedWeights:
         """
         floats = _as_tensor(self.floats)
         converted = torch.empty(SLAB_VALUES)  # one buffer for all: new memory for each would cost as much
-        for place, exponent in zip(self.layout.float_slices, self.exponents, strict=True):
-            for start in range(place.start, place.stop, SLAB_VALUES):
-                slab = slice(start, min(start + SLAB_VALUES, place.stop))
-                values = floats[slab]
-                if self.precision is Precision.FLOAT16:
-                    values = converted[: slab.stop - slab.start].copy_(values)
-                yield slab, values, 2.0**exponent
+        for slab, exponent in _slabs(self.layout, self.exponents):
+            values = floats[slab]
+            if self.precision is Precision.FLOAT16:
+                values = converted[: slab.stop - slab.start].copy_(values)
+            yield slab, values, 2.0**exponent
 
     def count_not_finite(self) -> int:
         """How many of the floats are NaN or infinite once they are unpacked to float32."""
@@ -102,8 +100,10 @@ def pack(weights: FlatWeights, precision: Precision) -> PackedWeights:
         return PackedWeights(layout, precision, exponents, weights.floats.numpy(), integers)
     exponents = tuple(_exponent(weights.floats[place]) for place in layout.float_slices)
     halves = torch.empty(weights.floats.shape, dtype=torch.float16)
-    for place, exponent in zip(layout.float_slices, exponents, strict=True):
-        halves[place] = weights.floats[place] * 2.0**-exponent
+    scaled = torch.empty(SLAB_VALUES)
+    for slab, exponent in _slabs(layout, exponents):
+        values = scaled[: slab.stop - slab.start]
+        halves[slab] = torch.mul(weights.floats[slab], 2.0**-exponent, out=values)
     return PackedWeights(layout, precision, exponents, halves.numpy(), integers)
 
 
@@ -141,9 +141,17 @@ def _as_tensor(values: Values) -> Tensor:
     return tensor
 
 
+def _slabs(layout: Layout, exponents: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
+    """Pieces of every float tensor that are small enough for the cache, and the tensor's exponent."""
+    for place, exponent in zip(layout.float_slices, exponents, strict=True):
+        for start in range(place.start, place.stop, SLAB_VALUES):
+            yield slice(start, min(start + SLAB_VALUES, place.stop)), exponent
+
+
 def _exponent(values: Tensor) -> int:
     """The power of two to divide a tensor by; 0 if its largest value is 0 or not finite."""
-    largest = float(torch.linalg.vector_norm(values, math.inf)) if values.numel() else 0.0
+    lowest, highest = map(float, torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    largest = max(-lowest, highest)  # both are NaN if a value is
     if largest == 0.0 or not math.isfinite(largest):
         return 0
     mantissa, exponent = math.frexp(largest)

@@ -86,9 +86,14 @@ def flatten(state: Mapping[str, Tensor]) -> FlatWeights:
     ordered = dict(sorted(state.items()))
     is_float = tuple(tensor.is_floating_point() for tensor in ordered.values())
     layout = Layout(tuple(ordered), is_float, tuple(tuple(tensor.shape) for tensor in ordered.values()))
-    floats = [t.detach().reshape(-1).float().cpu() for t in ordered.values() if t.is_floating_point()]
-    integers = [t.detach().reshape(-1).long().cpu() for t in ordered.values() if not t.is_floating_point()]
-    return FlatWeights(layout, _concatenate(floats, torch.float32), _concatenate(integers, torch.int64))
+    flat = FlatWeights(
+        layout,
+        torch.empty(layout.numel(is_float=True)),
+        torch.empty(layout.numel(is_float=False), dtype=torch.int64),
+    )
+    for name, place in flat.state_dict().items():  # of whatever device, type and order in memory
+        place.copy_(ordered[name].detach())
+    return flat
 
 
 def change(weights: FlatWeights, since: FlatWeights) -> FlatWeights:
@@ -107,7 +112,3 @@ def save_weights(path: Path, weights: FlatWeights) -> None:
 def load_weights(path: Path) -> FlatWeights:
     """Read what `save_weights` wrote; whether the bytes are the right ones, SHA256SUMS must say."""
     return flatten(load_file(path))
-
-
-def _concatenate(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
