@@ -5,10 +5,11 @@
 
 Two branches of 63.5 million parameters each, the paper's network, over volumes so small that a step of
 training is nothing beside the transport; what is left of training is subtracted. All programs run on this
-machine, on loopback, in the clear, with SQLite under the SuperLink and its patience raised as dsan-server
-raises it.
+machine, on loopback, in the clear, with SQLite under the SuperLink.
 
-- ours: dsan-server and dsan-client as people start them, a study in half precision.
+- ours: dsan-server and dsan-client as people start them, a study in half precision. The other two are Flower
+  as it comes; with --tuned its programs have our settings of SQLite, pieces and memory
+  (docs/decisions/0018), but not our forks.
 - fedavg: Flower's FedAvg strategy over one state dict of both branches in float32. Its round has a message
   to train and one to evaluate, as ours validates too; the time without the latter is shown beside it.
 - bare: Flower's `send_and_receive` of arrays of as many bytes as ours, and nothing else. Its ClientApp
@@ -33,17 +34,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsan_daemon.files import PRIVATE, write_atomically
 from dsan_daemon.flower import flower_environment, flower_program
-from dsan_daemon.processes import Program, Supervisor, supervised
+from dsan_daemon.processes import HUGE_PAGES, Program, Supervisor, supervised
 from server.ledger import read_ledger
 from server.round_files import read_rounds
 from server.run_folder import study_toml
 from server.study import StudyConfig, preset_study
-from server.superlink import SuperLink, superexec_program, superlink_program, write_operator_connection
+from server.superlink import (
+    GIVES_MEMORY_BACK,
+    SuperLink,
+    superexec_program,
+    superlink_program,
+    write_operator_connection,
+)
 from simulation.federated_study import find_hospitals, prepare_hospitals
 from simulation.federation import (
     Federation,
@@ -79,6 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--optimiser", choices=["sgd", "adam"], default="sgd", help="adam keeps 508 MB a branch"
     )
+    parser.add_argument("--tuned", action="store_true", help="Flower's arms with our settings of Flower")
     parser.add_argument("--width", type=int, default=64, help="less: to try this script")
     parser.add_argument("--folder", type=Path, default=Path("runs/transport"))
     options = parser.parse_args()
@@ -225,7 +233,7 @@ def flower(folder: Path, arm: str, options: argparse.Namespace) -> list[Round]:
     out = folder / "rounds.jsonl"
     n_sites, n_rounds = options.sites, options.rounds
     found: list[Round] = []
-    with programs(folder, n_sites) as (supervisor, environment):
+    with programs(folder, n_sites, options.tuned) as (supervisor, environment):
         settings = f'arm="{arm}" rounds={n_rounds} sites={n_sites} width={options.width} out="{out}"'
         submit = (flower_program("flwr"), "run", APP, "local", "--run-config", settings)
         subprocess.run(submit, check=True, env=environment, stdout=sys.stderr)
@@ -247,20 +255,35 @@ def round_of(line: dict[str, float | str], cpu: float) -> Round:
 
 
 @contextmanager
-def programs(folder: Path, n_sites: int) -> Iterator[tuple[Supervisor, dict[str, str]]]:
+def programs(folder: Path, n_sites: int, is_tuned: bool) -> Iterator[tuple[Supervisor, dict[str, str]]]:
     """SuperLink, SuperExec and SuperNodes; with them the environment in which `flwr run` finds them."""
     port, *node_ports = free_ports(1 + n_sites)
     secret = folder / "superexec.secret"
     write_atomically(secret, b"0" * 64, PRIVATE)
     write_operator_connection(folder, port)
+    started = [superlink_program(folder, port, secret, False), superexec_program(folder, port, secret)]
+    started += [supernode(folder, number, port, own) for number, own in enumerate(node_ports)]
+    if not is_tuned:
+        started = [as_it_comes(program) for program in started]
+    superlink, *others = started
     with supervised(folder / "processes.json") as supervisor:
-        supervisor.start(superlink_program(folder, port, secret, False))
+        supervisor.start(superlink)
         while not SuperLink(port).is_healthy():
             time.sleep(0.5)
-        supervisor.start(superexec_program(folder, port, secret))
-        for number, node_port in enumerate(node_ports):
-            supervisor.start(supernode(folder, number, port, node_port))
+        for program in others:
+            supervisor.start(program)
         yield supervisor, flower_environment(folder / "flwr" / "operator")
+
+
+def as_it_comes(program: Program) -> Program:
+    """A program of ours as Flower's own command with Flower's own settings."""
+    ours = {*HUGE_PAGES, *GIVES_MEMORY_BACK, "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"}
+    environment = {name: value for name, value in program.environment.items() if name not in ours}
+    command = program.command
+    if "server.superlink_main" in command:
+        arguments = command[command.index("server.superlink_main") + 1 :]
+        command = (flower_program("flower-superlink"), *arguments)
+    return replace(program, command=command, environment=environment)
 
 
 def supernode(folder: Path, number: int, port: int, node_port: int) -> Program:
