@@ -9,7 +9,7 @@ machine, on loopback, in the clear, with SQLite under the SuperLink.
 
 - ours: dsan-server and dsan-client as people start them, a study in half precision. The other two are Flower
   as it comes; with --tuned its programs have our settings of SQLite, pieces and memory
-  (docs/decisions/0018), but not our forks.
+  (docs/decisions/0018), and neither our forks nor our short waits.
 - fedavg: Flower's FedAvg strategy over one state dict of both branches in float32. Its round has a message
   to train and one to evaluate, as ours validates too; the time without the latter is shown beside it.
 - bare: Flower's `send_and_receive` of arrays of as many bytes as ours, and nothing else. Its ClientApp
@@ -104,6 +104,7 @@ def main() -> None:
         tell(arm, found[arm], locked(folder))
     if len(found) == len(ARMS):  # ratios of wall time; those of processor time say more where others work
         typical = {arm: median(rounds) for arm, rounds in found.items()}
+        print("Flower with our settings" if options.tuned else "Flower as it comes")
         print(f"fedavg takes {typical['fedavg'] / typical['ours']:.2f} times as long as ours")
         print(f"ours takes {typical['ours'] / typical['bare'] - 1:+.1%} of bare")
     shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +230,7 @@ def processes() -> Iterator[tuple[int, bytes, list[str]]]:
 
 
 def flower(folder: Path, arm: str, options: argparse.Namespace) -> list[Round]:
-    """An arm of `transport_app` over a SuperLink as dsan-server starts it, and Flower's own SuperNodes."""
+    """An arm of `transport_app` over a SuperLink and Flower's own SuperNodes."""
     out = folder / "rounds.jsonl"
     n_sites, n_rounds = options.sites, options.rounds
     found: list[Round] = []

@@ -101,7 +101,7 @@ def train_alone(
         )
     groups = group_counts([samples.cases[i].size_group for i in drawn.elements()])
     training = _summary(task, results, groups, time.monotonic() - started)
-    optimiser.zero_grad()  # the memory of the gradients is that of the weights that leave
+    optimiser.zero_grad()  # frees the gradients before the weights are copied
     return TrainedBranch(training, flatten(network.state_dict()), optimiser_tensors(optimiser))
 
 

@@ -16,6 +16,7 @@ from flwr.supernode.cli import flwr_clientapp
 
 from client.installed_code import BundleGate
 from client.site import read_site
+from dsan_daemon.object_pulls import look_for_pieces_often
 
 SITE_VARIABLE = "DSAN_SITE"  # the site.toml that the daemon was started with
 RECORD = "clientapp.json"
@@ -40,6 +41,7 @@ def main() -> None:
     partial.replace(path)
     with suppress(OSError):  # Linux only
         Path("/proc/self/comm").write_text(PROCESS_NAME)
+    look_for_pieces_often()
     BundleGate(_installed, _refusing).close()
     flwr_clientapp()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dsan_daemon.processes import HUGE_PAGES
 
-PIECE_BYTES = 12 * 1024 * 1024  # of weights, in one request: each costs Flower the same, however small it is
+# Of weights, in one request: each costs Flower the same, however small it is. A site must send two in 180 s.
+PIECE_BYTES = 8 * 1024 * 1024
 
 
 def flower_program(name: str) -> str:
@@ -17,7 +18,7 @@ def flower_program(name: str) -> str:
 def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[str, str]:
     """The environment of a Flower process with an FLWR_HOME of its own: no telemetry, no update check, no uv.
 
-    Weights travel in large pieces, through memory of huge pages.
+    Weights travel in large pieces, through memory of huge pages where glibc and kernel have them.
 
     first_on_path: a folder whose programs go before those of the Python environment.
     """

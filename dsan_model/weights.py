@@ -88,8 +88,8 @@ def flatten(state: Mapping[str, Tensor]) -> FlatWeights:
     layout = Layout(tuple(ordered), is_float, tuple(tuple(tensor.shape) for tensor in ordered.values()))
     flat = FlatWeights(
         layout,
-        torch.empty(layout.numel(is_float=True)),
-        torch.empty(layout.numel(is_float=False), dtype=torch.int64),
+        torch.empty(layout.numel(is_float=True), dtype=torch.float32, device="cpu"),
+        torch.empty(layout.numel(is_float=False), dtype=torch.int64, device="cpu"),
     )
     for name, place in flat.state_dict().items():  # of whatever device, type and order in memory
         place.copy_(ordered[name].detach())

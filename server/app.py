@@ -55,8 +55,8 @@ log = logging.getLogger("dsan.server")
 def main(grid: Grid, context: Context) -> None:
     """Run, or resume, the study whose folder the run configuration names."""
     run_folder = Path(str(context.run_config["run-dir"]))
-    look_for_pieces_often()
     with _for_us_alone(run_folder), _logged(run_folder):
+        look_for_pieces_often()
         if context.run_config.get("dry-run", False):
             estimate_study(grid, run_folder)
             return

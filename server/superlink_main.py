@@ -19,10 +19,9 @@ from dsan_daemon.task_claims import MissingNameError, give_processes_time_to_sta
 
 SETTINGS = {
     "busy_timeout": "120000",  # ms
-    "wal_autocheckpoint": "65536",  # pages: 256 MB
-    "journal_size_limit": "268435456",  # bytes of log that stay on disk once it was copied
+    "wal_autocheckpoint": "16384",  # pages: 64 MB
+    "journal_size_limit": "134217728",  # bytes of log that stay on disk once it was copied
     "secure_delete": "OFF",  # Debian's SQLite wipes 254 MB of each site's weights in every round
-    "mmap_size": "1073741824",
 }
 AUTHENTICATION = "DSAN_NODE_AUTHENTICATION"
 

@@ -1,23 +1,35 @@
 """Flower's own pulling of a message's pieces: soon after they have come, however long their upload takes."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.supercore.inflatable import inflatable_utils
-from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectUnavailableError,
+    pull_and_inflate_object_from_tree,
+    pull_objects,
+)
 
 from dsan_daemon import object_pulls
+from dsan_daemon.flower import PIECE_BYTES, flower_environment
 from dsan_daemon.object_pulls import look_for_pieces_often
 from dsan_daemon.task_claims import MissingNameError
+
+PULLS: tuple[Any, ...] = (pull_objects, pull_and_inflate_object_from_tree)
 
 
 @pytest.fixture(autouse=True)
 def _as_flower_has_it() -> Iterator[None]:
     """The defaults are put back after each test."""
-    before = dict(pull_objects.__kwdefaults__)
+    before = {pull: dict(pull.__kwdefaults__) for pull in PULLS}
     yield
-    pull_objects.__kwdefaults__.update(before)
+    for pull, defaults in before.items():
+        pull.__kwdefaults__.update(defaults)
 
 
 def test_a_piece_is_taken_within_a_second_of_its_coming() -> None:
@@ -48,7 +60,24 @@ def test_a_slow_upload_is_waited_for_as_long_as_flower_does(monkeypatch: pytest.
     assert pull_objects(["a"], there_in_the_end) == {"a": b"values"}
 
 
+def test_a_clientapp_looks_as_often_as_a_supernode() -> None:
+    look_for_pieces_often()
+    waits = [pull.__kwdefaults__["backoff_cap"] for pull in PULLS]
+    assert waits == [object_pulls.LONGEST_PAUSE_S] * 2
+
+
 def test_a_flower_that_pulls_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inflatable_utils, "pull_objects", lambda object_ids, pull_object_fn: {})
     with pytest.raises(MissingNameError, match="backoff_cap, initial_backoff, max_tries_per_object"):
         look_for_pieces_often()
+
+
+def test_flower_cuts_weights_into_pieces_of_our_size(tmp_path: Path) -> None:
+    code = "from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as size; print(size)"
+    found = subprocess.run(
+        (sys.executable, "-W", "ignore", "-c", code),
+        env=flower_environment(tmp_path),
+        capture_output=True,
+        check=True,
+    )
+    assert int(found.stdout) == PIECE_BYTES

@@ -291,7 +291,7 @@ def test_the_private_names_of_flower_are_there_and_its_database_gets_our_setting
     with closing(sqlite3.connect(tmp_path / "superlink.db")) as connection:
         sql._set_sqlite_pragmas(connection, None)
         found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
-    assert found == [120_000, "wal", 65_536, 2**28, 0]
+    assert found == [120_000, "wal", 16_384, 2**27, 0]
 
 
 def test_the_proxy_takes_the_pieces_in_which_weights_travel() -> None:
