@@ -19,10 +19,8 @@ SETTINGS = {
     "backoff_cap": LONGEST_PAUSE_S,
     "max_tries_per_object": None,
 }
-PULLS = (
-    "pull_objects",
-    "pull_and_inflate_object_from_tree",
-)  # the second hands its own defaults to the first
+# The second hands its own defaults to the first.
+PULLS = ("pull_objects", "pull_and_inflate_object_from_tree")
 
 
 def look_for_pieces_often() -> None:

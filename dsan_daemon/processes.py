@@ -20,9 +20,7 @@ from pathlib import Path
 STOP_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 MARK = "DSAN_SUPERVISED"  # in the environment of a program and of all its descendants: RECORD#NAME
-HUGE_PAGES = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
-}  # in them a large piece of new memory costs a quarter
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # there new memory costs a quarter
 STEADY_S = 60.0  # who lived this long begins again with the first pause
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
