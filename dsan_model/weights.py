@@ -106,7 +106,7 @@ def change(weights: FlatWeights, since: FlatWeights) -> FlatWeights:
 
 def save_weights(path: Path, weights: FlatWeights) -> None:
     """Write the named tensors as safetensors."""
-    save_file(weights.state_dict(), path, metadata={"digest": weights.digest})
+    save_file(weights.state_dict(), path)
 
 
 def load_weights(path: Path) -> FlatWeights:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from types import ModuleType
 
 import pytest
@@ -17,6 +18,7 @@ import server.study_keeper
 from dsan_daemon.bundle import bundle_digest
 from dsan_daemon.flower import PIECE_BYTES
 from dsan_daemon.processes import Supervisor, supervised
+from server import superlink_main
 from server.centre import Centre, open_centre
 from server.founding import found_centre
 from server.ledger import append_event, read_ledger
@@ -25,7 +27,7 @@ from server.proxy import LARGEST_UPLOAD
 from server.sites import EnrolledSite, now, sites_locked, write_site
 from server.study_keeper import StudyKeeper
 from server.superlink import SuperLink, SuperLinkError, superlink_program
-from server.superlink_main import for_weights, private_names
+from server.superlink_main import copy_log, for_weights, private_names
 from server.wishes import end_wish, make_wish, read_attempt, read_wishes
 
 
@@ -291,7 +293,38 @@ def test_the_private_names_of_flower_are_there_and_its_database_gets_our_setting
     with closing(sqlite3.connect(tmp_path / "superlink.db")) as connection:
         sql._set_sqlite_pragmas(connection, None)
         found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
-    assert found == [120_000, "wal", 16_384, 2**27, 0]
+    assert found == [120_000, "wal", 131_072, 2**27, 0]
+
+
+def test_the_log_of_the_database_is_copied_beside_who_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql, _ = private_names()
+    monkeypatch.setattr(sql, "SQLITE_PRAGMAS", for_weights(sql.SQLITE_PRAGMAS))
+    monkeypatch.setattr(superlink_main, "COPY_EVERY_S", 0.05)
+    database, stopped = tmp_path / "superlink.db", Event()
+    copying = Thread(target=copy_log, args=(database, stopped))
+    copying.start()  # before there is a database
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            sql._set_sqlite_pragmas(connection, None)
+            connection.execute("CREATE TABLE pieces (content BLOB)")
+            for _ in range(3):
+                before = database.stat().st_size
+                connection.execute("INSERT INTO pieces VALUES (zeroblob(2000000))")
+                connection.commit()
+                deadline = time.monotonic() + 30
+                while database.stat().st_size < before + 2_000_000:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+            connection.execute("BEGIN IMMEDIATE")  # who writes for long does not end the thread
+            time.sleep(0.2)
+            connection.rollback()
+            assert copying.is_alive()
+    finally:
+        stopped.set()
+        copying.join(10)
+    assert not copying.is_alive()
 
 
 def test_the_proxy_takes_the_pieces_in_which_weights_travel() -> None:
