@@ -3,7 +3,6 @@
 The same round asked again (a lost message, a restarted server) is answered from here, not trained again.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from zlib_ng import zlib_ng
 
 from client.study_cases import RefusedError
 from dsan_daemon.files import sync, write_atomically
@@ -20,6 +20,8 @@ from dsan_model.sampling import Branch
 from dsan_model.traffic import PackedWeights, Precision
 
 ROUNDS_KEPT = 3  # the centre may come back to the round before, which needs the optimiser state before that
+SUM = ".crc32"  # a damaged disk is found out by it, at a tenth of the time that SHA-256 takes
+SUM_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class FinishedWork:
         for path in self.folder.glob("*.safetensors"):
             if _round_of(path) < round_number:
                 path.unlink(missing_ok=True)
-                path.with_suffix(".sha256").unlink(missing_ok=True)
+                path.with_suffix(SUM).unlink(missing_ok=True)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -142,13 +144,13 @@ def store_tensors(path: Path, tensors: dict[str, Tensor], *, is_durable: bool = 
     What is not durable may be gone after a power cut: a result is then trained again, from the durable state.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, sums = path.with_suffix(".partial"), path.with_suffix(".sha256")
+    partial, sums = path.with_suffix(".partial"), path.with_suffix(SUM)
     save_file(tensors, partial)
     if is_durable:
         sync(partial)
-        write_atomically(sums, _sha256(partial).encode())
+        write_atomically(sums, _sum(partial).encode())
     else:
-        sums.write_text(_sha256(partial))
+        sums.write_text(_sum(partial))
     partial.rename(path)
     if is_durable:
         sync(path.parent)
@@ -157,7 +159,7 @@ def store_tensors(path: Path, tensors: dict[str, Tensor], *, is_durable: bool = 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
     """What `store_tensors` wrote; None if it is not there or damaged."""
     try:
-        if path.with_suffix(".sha256").read_text() != _sha256(path):
+        if path.with_suffix(SUM).read_text() != _sum(path):
             return None
         return load_file(path)
     except (OSError, ValueError, SafetensorError):  # ValueError: a checksum that is not text
@@ -171,6 +173,9 @@ def _round_of(path: Path) -> int:
     return int(path.name.split("-")[1].split(".")[0])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sum(path: Path) -> str:
+    found, buffer = 0, bytearray(SUM_PIECE_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            found = zlib_ng.crc32(memoryview(buffer)[:size], found)
+    return f"{found:08x}"
