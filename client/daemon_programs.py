@@ -19,6 +19,7 @@ from dsan_daemon.files import PRIVATE, write_atomically
 from dsan_daemon.flower import flower_environment, flower_program
 from dsan_daemon.processes import Program
 
+TASK_POLL_S = 0.25  # how often the SuperExec asks the SuperNode beside it for a message; Flower: 1 s
 SUPERNODE, SUPEREXEC, FORK_SERVER = "supernode", "superexec", "fork-server"
 PIPE = "fork-server.pipe"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"  # without Python's: no other flwr-clientapp may be found
@@ -67,7 +68,7 @@ def daemon_programs(site: SiteConfig, config: Path, centre: Centre) -> tuple[Pro
             *("--insecure", "--runtime-api-address", address),
             *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())),
         ),
-        of_clientapps,
+        of_clientapps | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_S)},
         logs[SUPEREXEC],
     )
     fork_server = Program(

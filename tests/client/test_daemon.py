@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.supercore.superexec import run_superexec
 from typer.testing import CliRunner
 
 from client.cli import app
 from client.daemon import run_daemon
-from client.daemon_programs import FORK_SERVER, SUPEREXEC, SUPERNODE, Centre
+from client.daemon_programs import FORK_SERVER, SUPEREXEC, SUPERNODE, TASK_POLL_S, Centre
 from client.daemon_status import status_json
 from client.findings import FindingError
 from client.site import read_site
@@ -159,6 +160,14 @@ def test_only_its_own_programs_are_on_the_path_of_the_superexec(running: Running
     assert rest == ["/usr/local/bin", "/usr/bin", "/bin"]
     for home in ("supernode", "superexec"):
         assert (running.state / "flwr" / home / "apps").is_file()
+
+
+def test_the_superexec_asks_as_often_as_we_set_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Path(f"/proc/{running.pid('superexec')}/environ").read_bytes().split(b"\0")
+    pairs = [value.decode().partition("=") for value in environment if value.startswith(b"FLWR_SUPEREXEC")]
+    assert [name for name, _, _ in pairs] == [run_superexec._TASK_POLL_INTERVAL_ENV]
+    monkeypatch.setenv(run_superexec._TASK_POLL_INTERVAL_ENV, pairs[0][2])
+    assert run_superexec._get_task_poll_interval() == TASK_POLL_S < 1.0
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
