@@ -160,7 +160,8 @@ class Exchange:
         return _Introduction(identifier or "", time.time())
 
     def _send(self, batch: list[_Asked[Answer]]) -> None:
-        records = {id(asked.request): encode(asked.request) for asked in batch}
+        requests = {id(asked.request): asked.request for asked in batch}
+        records = {key: encode(request) for key, request in requests.items()}
         sizes = {key: size_bytes(record) for key, record in records.items()}
         self.spool.let_go()  # the records have their own bytes
         messages = []

@@ -18,11 +18,13 @@ from dsan_model.protocol import (
     DescribeRequest,
     ExplainReply,
     Refusal,
+    Request,
     SiteDescription,
     decode,
     encode,
     size_bytes,
 )
+from server import exchange as exchange_module
 from server.exchange import Exchange, Failure, Outcome
 from simulation.engines import InProcessGrid
 
@@ -256,6 +258,23 @@ def test_each_site_can_be_given_a_request_of_its_own(connect: Callable[..., Exch
         "north",
         "south",
     ]
+
+
+def test_a_request_to_many_sites_is_encoded_once(
+    connect: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Request] = []
+
+    def counted(request: Request) -> RecordDict:
+        encoded.append(request)
+        return encode(request)
+
+    monkeypatch.setattr(exchange_module, "encode", counted)
+    exchange = connect(east=answers, north=answers, west=answers)
+    other = DescribeRequest(replace(REQUEST.terms, recipe_digest="another"))
+    outcomes = list(exchange.ask({"east": REQUEST, "north": REQUEST, "west": other}, SiteDescription))
+    assert all(isinstance(outcome.answer, SiteDescription) for outcome in outcomes)
+    assert encoded == [REQUEST, other]
 
 
 def test_asking_nobody_gives_nothing(connect: Callable[..., Exchange]) -> None:
