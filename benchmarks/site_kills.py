@@ -1,8 +1,8 @@
 """A hospital's daemon and its processes are killed again and again while a study runs over TLS.
 
     python benchmarks/site_kills.py --kills 10 --seed 1
-    python benchmarks/site_kills.py --kills 0 --stopped 120
-    python benchmarks/site_kills.py --kills 0 --away 600
+    python benchmarks/site_kills.py --kills 0 --stopped 120 --rounds 12
+    python benchmarks/site_kills.py --kills 0 --away 600 --rounds 12
 
 A centre and two hospitals, which both train, as in kills.py. At random moments one of daemon, SuperNode,
 SuperExec and ClientApp of the first one gets SIGKILL; a daemon is started again at once, as systemd would.
@@ -11,7 +11,8 @@ for S seconds.
 
 Printed: every kill with the phase that it hit, whether the study was completed, whether its weights are
 those of an undisturbed study bit for bit, and how many finished results were trained again (expected: 0).
-A SuperNode that was killed is back after 70 s at the earliest, so ten kills take some 15 to 20 minutes.
+A SuperNode that was killed is back after 70 s at the earliest, so ten kills take some 10 to 20 minutes; fewer
+than were asked for count as a failure.
 """
 
 import argparse
@@ -50,17 +51,21 @@ def main() -> int:
             _hold_site(deployment, options.stopped)
         if options.away:
             _end_centre_for(deployment, options.away)
-        for number in range(options.kills):
+        kills = 0
+        while kills < options.kills:
             until = time.monotonic() + chance.uniform(5, 60)
             _watch(deployment, lambda: has_completed(run) or time.monotonic() > until)  # noqa: B023  (used here)
             if has_completed(run):
                 break
-            print(f"kill {number + 1}: {_kill(deployment, chance.choice(TARGETS))}", flush=True)
+            kills += 1
+            print(f"kill {kills}: {_kill(deployment, chance.choice(TARGETS))}", flush=True)
         _watch(deployment, lambda: has_completed(run))
     results, is_equal = deployment.results, weights(run) == expected
     print(f"study complete, weights {'equal' if is_equal else 'DIFFER FROM'} those of the undisturbed study")
     print(f"{len(results.seen)} finished results, {results.trained_again} of them trained again")
-    return int(not is_equal or results.trained_again > 0)
+    if kills < options.kills:
+        print(f"the study was complete after {kills} of {options.kills} kills: give it more --rounds")
+    return int(not is_equal or results.trained_again > 0 or kills < options.kills)
 
 
 def _watch(deployment: Deployment, happened: Callable[[], bool]) -> None:
@@ -109,7 +114,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--stopped", type=float, default=0.0, help="seconds of SIGSTOP")
     parser.add_argument("--away", type=float, default=0.0, help="seconds without the centre")
     parser.add_argument("--folder", type=Path, default=Path("runs/site-kills"))
