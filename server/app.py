@@ -35,7 +35,14 @@ from server.plans import run_parts
 from server.refusals import RefusedError
 from server.report import write_report
 from server.report_input import ReportError
-from server.results import Row, StudyOutcome, study_results, write_results
+from server.results import (
+    Row,
+    StudyOutcome,
+    read_results,
+    study_results,
+    what_is_missing,
+    write_results,
+)
 from server.rounds import StudyPausedError, load_selected, train, validate_newest
 from server.run_state import OnDemand
 from server.scores_file import write_scores
@@ -138,7 +145,21 @@ def run_study(grid: Grid, run_folder: Path) -> None:
         raise
     results = plan_results(run_folder, study, parts)
     write_results(run_folder, results)
-    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+    missing = [
+        f"{part.name}: {what_is_missing(part.folder(run_folder), of_part)}"
+        for part in parts
+        if (of_part := read_results(part.folder(run_folder))) is not None and not of_part["complete"]
+    ]
+    _tell_end(run_folder, study, results, " | ".join(missing))
+
+
+def _tell_end(run_folder: Path, study: StudyConfig, results: Row, missing: str) -> None:
+    """The last word of the ledger: complete, or incomplete and who is missing where."""
+    if results["complete"]:
+        append_event(run_folder, "complete", study.name)
+        return
+    log.warning("the study is incomplete: %s", missing)
+    append_event(run_folder, "incomplete", missing)
 
 
 def estimate_study(grid: Grid, run_folder: Path) -> None:
@@ -180,7 +201,7 @@ def _run_part(grid: Grid, run_folder: Path) -> None:
             append_event(run_folder, "paused", str(error))
         raise
     write_results(run_folder, results)
-    append_event(run_folder, "complete" if results["complete"] else "incomplete", study.name)
+    _tell_end(run_folder, study, results, what_is_missing(run_folder, results))
 
 
 def _evaluate(exchange: Exchange, study: StudyConfig, run_folder: Path, started: float) -> Row:

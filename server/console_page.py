@@ -17,7 +17,6 @@ from server.status import (
     SiteInRun,
     centre_status,
     duration,
-    newest_run,
     shown_folder,
 )
 from server.status_text import MARKS, doing
@@ -43,7 +42,7 @@ def console_html(folder: Path, run_name: str | None, refresh_s: int) -> str:
         updates=_last_updates(updates),
         events=[(clock(at), event, message) for at, event, message in reversed(status.events)][:LINES_SHOWN],
         ledger=_ledger(updates),
-        runs=_runs(folder),
+        runs=_runs(folder, status),
     )
 
 
@@ -82,7 +81,7 @@ def _row(site: SiteInRun, status: CentreStatus) -> dict[str, object]:
     return {
         "name": site.name,
         "role": site.role,
-        "doing": doing(site),
+        "doing": doing(site, status.run),
         "steps": f"{report.done} of {report.steps}" if has_steps else "",
         "share": round(100 * report.done / report.steps) if has_steps else None,
         "eta": duration(report.eta_s) if has_steps and report.eta_s else "",
@@ -98,12 +97,17 @@ def _row(site: SiteInRun, status: CentreStatus) -> dict[str, object]:
     }
 
 
-def _runs(folder: Path) -> list[dict[str, object]]:
-    newest = newest_run(folder / "runs")
-    found = sorted(path.parent for path in (folder / "runs").glob("*/study.toml"))
+def _runs(folder: Path, status: CentreStatus) -> list[dict[str, object]]:
+    """Every run by name, the shown one too."""
+    states = dict(status.others) | ({status.run.name: status.run.state} if status.run else {})
     return [
-        {"name": path.name, "has_report": (path / "report.html").is_file(), "is_newest": path == newest}
-        for path in found
+        {
+            "name": name,
+            "state": state,
+            "has_report": (folder / "runs" / name / "report.html").is_file(),
+            "is_shown": status.run is not None and name == status.run.name,
+        }
+        for name, state in sorted(states.items())
     ]
 
 

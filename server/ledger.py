@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,14 +43,13 @@ def append_event(run_folder: Path, event: str, message: str) -> None:
 
 def read_ledger(run_folder: Path) -> Iterator[dict[str, object]]:
     """Every line, oldest first; a line that a power cut tore is left out."""
-    path = run_folder / LEDGER
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n"):  # bytes: a tear may go through a character
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
+    yield from _parsed(_lines(run_folder))
+
+
+def read_events(run_folder: Path) -> Iterator[dict[str, object]]:
+    """What happened to the run as a whole, oldest first: quickly, however many rounds there are."""
+    lines = (line for line in _lines(run_folder) if b'"event": "round"' not in line)
+    yield from (line for line in _parsed(lines) if "event" in line and "time" in line)
 
 
 def last_statuses(run_folder: Path) -> dict[tuple[int, str], Status]:
@@ -60,6 +59,19 @@ def last_statuses(run_folder: Path) -> dict[tuple[int, str], Status]:
         if line.get("event") == "round":
             found[int(str(line["round"])), str(line["site"])] = line["status"]  # type: ignore[assignment]
     return found
+
+
+def _lines(run_folder: Path) -> list[bytes]:
+    path = run_folder / LEDGER
+    return path.read_bytes().split(b"\n") if path.exists() else []
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, object]]:
+    for line in lines:  # bytes: a tear may go through a character
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def _append(run_folder: Path, lines: list[dict[str, object]]) -> None:

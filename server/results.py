@@ -29,7 +29,7 @@ from server.enrolment import Enrolled
 from server.ensemble_fit import FittedEnsemble
 from server.exchange import Exchange, Failure
 from server.held_out import Explained, HeldOut
-from server.ledger import last_statuses
+from server.ledger import last_statuses, read_ledger
 from server.run_state import RoundRecord, RunState
 from server.selection import Selection, validation_counts
 from server.study import StudyConfig
@@ -118,6 +118,27 @@ def read_results(run_folder: Path) -> Row | None:
     path = run_folder / RESULTS
     results: Row | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return results
+
+
+def what_is_missing(run_folder: Path, results: Row) -> str:
+    """Each site that did not do all of its part, in words: missed rounds with their codes, and failures."""
+    failures = {row["site"]: f"{row['code']}: {row['message']}" for row in results["failures"]}
+    codes: dict[str, dict[int, str]] = {}
+    for line in read_ledger(run_folder):
+        if line.get("event") == "round":
+            codes.setdefault(str(line["site"]), {})[int(str(line["round"]))] = str(line.get("code") or "")
+    words = []
+    for site in results["sites"]:
+        if site["complete"]:
+            continue
+        reasons = [failures[site["name"]]] if site["name"] in failures else []
+        missed = site["rounds_required"] - site["rounds_completed"]
+        if missed:
+            of_rounds = sorted({code for code in codes.get(site["name"], {}).values() if code})
+            named = f" ({', '.join(of_rounds)})" if of_rounds else ""
+            reasons.insert(0, f"missed {missed} of {site['rounds_required']} rounds{named}")
+        words.append(f"{site['name']}: {'; '.join(reasons) or 'did not do all of its part'}")
+    return ". ".join(words)
 
 
 def study_row(study: StudyConfig) -> Row:

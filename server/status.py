@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from server.expiry import SOON_S, Ending, endings
-from server.ledger import read_ledger
+from server.ledger import read_events, read_ledger
 from server.round_files import StudyOutline, read_outline, read_rounds
 from server.watch_file import (
     TWOFOLD_FROM,
@@ -31,6 +31,9 @@ SLOW_FACTOR = 2.0  # a site is slow when it works for more than so many times it
 CLOCK_AHEAD_S, CLOCK_BEHIND_S = 5.0, 300.0  # Flower refuses a site whose clock is further off
 ENDS = ("complete", "incomplete", "paused", "stopped")
 BEGINNINGS = ("started", "resumed")
+RUN_STATES = ("waiting", "estimated", "running", "interrupted", "unreadable", *ENDS)
+UNFINISHED = ("waiting", "running", "interrupted", "paused", "unreadable")  # still to be brought to an end
+MISSED = ("missing", "rejected")
 PARTS = "parts"  # of a study of several parts, each with its own rounds
 
 LedgerLine = dict[str, object]
@@ -45,8 +48,8 @@ class RunStatus:
 
     name: str
     study: str
-    state: str  # running, interrupted, paused, stopped, complete, incomplete, waiting
-    round: int  # the one in work, or the last finished one
+    state: str  # see RUN_STATES
+    round: int  # the one in work, or the last one that the ledger knows
     rounds: int
     began: float | None = None
     changed: float | None = None  # the last line of the ledger
@@ -54,7 +57,7 @@ class RunStatus:
     round_deadline: float | None = None
     round_seconds: float | None = None  # of the last finished round
     ends_at: float | None = None  # of the rounds, as the last ones took
-    message: str = ""  # the last word of the ledger on the run
+    message: str = ""  # why it ended, or the newest of what happened to it
     part: str = ""  # e.g. fold-2; empty: the study has one part
     asked_as: str = ""  # the study that messages to the sites name
 
@@ -98,6 +101,7 @@ class CentreStatus:
     certificates: tuple[Ending, ...] = ()
 
     disk: str = ""  # what is wrong with it, in words
+    others: tuple[tuple[str, str], ...] = ()  # every other run by name, and its state
 
     @property
     def warnings(self) -> list[str]:
@@ -107,17 +111,21 @@ class CentreStatus:
 
 
 def centre_status(folder: Path, run_name: str | None = None) -> CentreStatus:
-    """How the centre of a folder stands; run_name None: the run that changed last."""
+    """How the centre of a folder stands; run_name None: the run that `shown_run` chooses."""
     now = time.time()
     state = folder / "state"
     watched = read_watch(state)
-    run_folder = folder / "runs" / run_name if run_name else newest_run(folder / "runs")
+    run_folder = folder / "runs" / run_name if run_name else shown_run(folder / "runs")
     if run_folder is None:
         sites = tuple(_idle(name, watched, now) for name in _members(folder, watched))
         found = CentreStatus(now, is_watching(state), None, sites)
     else:
         found = _with_run(folder, run_folder, watched, now)
-    return replace(found, certificates=tuple(endings(folder)), disk=disk_trouble(folder))
+    states = run_states(folder / "runs")
+    others = tuple(
+        (name, state) for name, state in states.items() if run_folder is None or name != run_folder.name
+    )
+    return replace(found, certificates=tuple(endings(folder)), disk=disk_trouble(folder), others=others)
 
 
 def disk_trouble(folder: Path) -> str:
@@ -128,10 +136,26 @@ def disk_trouble(folder: Path) -> str:
     return f"{free / 1e9:.1f} GB of disk are free in {folder}: a round that cannot be written stops the study"
 
 
-def newest_run(runs: Path) -> Path | None:
-    """The run whose ledger, or failing that whose study, changed last."""
-    found = [path.parent for path in runs.glob("*/study.toml")]
-    return max(found, key=_changed, default=None)
+def run_states(runs: Path) -> dict[str, str]:
+    """Every run of a centre by name, in the order of names, and how it stands (one of RUN_STATES)."""
+    return {folder.name: _state(folder, read_events(folder)) for folder in _runs(runs)}
+
+
+def shown_run(runs: Path) -> Path | None:
+    """The run to look at where none is named: one in work, or else the one that changed last.
+
+    One of which there is only an estimate comes after all others.
+    """
+
+    def importance(run: Path) -> tuple[bool, bool, float]:
+        in_work = is_run_in_work(run)
+        return in_work, in_work or _state(run, read_events(run)) != "estimated", _changed(run)
+
+    return max(_runs(runs), key=importance, default=None)
+
+
+def _runs(runs: Path) -> list[Path]:
+    return sorted(path.parent for path in runs.glob("*/study.toml"))
 
 
 def is_run_in_work(run_folder: Path) -> bool:
@@ -147,7 +171,7 @@ def is_run_in_work(run_folder: Path) -> bool:
 
 
 def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> CentreStatus:
-    part = newest_run(run_folder / PARTS)
+    part = max(_runs(run_folder / PARTS), key=_changed, default=None)
     shown = part or run_folder
     try:
         name, study = read_outline(run_folder).name, read_outline(shown)
@@ -156,8 +180,8 @@ def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> C
         return CentreStatus(now, is_watching(folder / "state"), run, ())
     lines = [line for line in read_ledger(shown) if "time" in line]
     events = _events(lines)
-    of_whole = events if part is None else _events(read_ledger(run_folder))
-    run = _run_status(shown, study, lines, _state(run_folder, of_whole))
+    of_whole = events if part is None else list(read_events(run_folder))
+    run = _run_status(shown, study, lines, _state(run_folder, of_whole), now)
     run = replace(run, name=run_folder.name, study=name, part=part.name if part else "")
     names = _roles(shown, study, _members(folder, watched), lines)
     sites = tuple(_site_status(name, role, run, lines, watched, now) for name, role in names.items())
@@ -176,39 +200,52 @@ def _events(lines: Iterable[LedgerLine]) -> list[LedgerLine]:
     return [line for line in lines if line.get("event") != "round" and "time" in line]
 
 
-def _run_status(shown: Path, study: StudyOutline, lines: list[LedgerLine], state: str) -> RunStatus:
+def _run_status(
+    shown: Path, study: StudyOutline, lines: list[LedgerLine], state: str, now: float
+) -> RunStatus:
     seconds = [entry.seconds for entry in read_rounds(shown)]
     finished, events = len(seconds), _events(lines)
     in_rounds = state == "running" and finished < study.rounds
     began_anew = max((_unix(line) for line in events if line["event"] in BEGINNINGS), default=None)
-    entries = [_unix(line) for line in lines if line.get("event") == "round"]
-    round_began = max(filter(None, (began_anew, entries[-1] if entries else None)), default=None)
-    usual = median(seconds[-5:]) if seconds else None
-    left = study.rounds - finished
+    entries = [line for line in lines if line.get("event") == "round"]
+    round_began = max(filter(None, (began_anew, _unix(entries[-1]) if entries else None)), default=None)
+    last_asked = max(
+        (int(str(line["round"])) for line in entries), default=0
+    )  # a paused round is not finished
+    ends_at = None
+    if in_rounds and seconds and round_began is not None:
+        ends_at = round_began + median(seconds[-5:]) * (study.rounds - finished)
     return RunStatus(
         name=shown.name,
         study=study.name,
         state=state,
-        round=min(finished + 1, study.rounds) if in_rounds else finished,
+        round=min(finished + 1 if in_rounds else max(finished, last_asked), study.rounds),
         rounds=study.rounds,
         began=next((_unix(line) for line in events if line["event"] == "started"), None),
         changed=_unix(lines[-1]) if lines else None,
         round_began=round_began if in_rounds else None,
         round_deadline=round_began + study.deadline_h * 3600 if in_rounds and round_began else None,
         round_seconds=seconds[-1] if seconds else None,
-        ends_at=round_began + usual * left if in_rounds and usual and round_began else None,
-        message=str(events[-1].get("message") or "") if events else "",
+        ends_at=ends_at if ends_at is not None and ends_at > now else None,
+        message=_last_word(events, state),
         asked_as=study.name,
     )
 
 
-def _state(run_folder: Path, events: list[LedgerLine]) -> str:
+def _last_word(events: list[LedgerLine], state: str) -> str:
+    """Why a run ended, or else the newest of what happened to it."""
+    telling = [line for line in events if state not in ENDS or line["event"] == state]
+    return str(telling[-1].get("message") or "") if telling else ""
+
+
+def _state(run_folder: Path, events: Iterable[LedgerLine]) -> str:
     """Of a run that nobody works on: how it ended; interrupted if it began and did not; else waiting."""
     if is_run_in_work(run_folder):
         return "running"
-    decisive = [str(line["event"]) for line in events if line["event"] in (*ENDS, *BEGINNINGS)]
+    names = [str(line["event"]) for line in events]
+    decisive = [name for name in names if name in (*ENDS, *BEGINNINGS)]
     if not decisive:
-        return "waiting"
+        return "estimated" if "estimated" in names else "waiting"
     return decisive[-1] if decisive[-1] in ENDS else "interrupted"
 
 
@@ -269,7 +306,9 @@ def _in_work(known: WatchedSite | None, run: RunStatus) -> str:
     """How far a site is with the round in work, by its own word: waiting, working or answered."""
     if known is None or (known.worked_study, known.worked_round) != (run.asked_as, run.round):
         return "waiting"
-    return "answered" if known.status.phase in ("idle", "drained") else "working"
+    if known.status.phase in ("idle", "drained"):
+        return "answered"
+    return "working" if known.connected else "waiting"
 
 
 def _idle(name: str, watched: Watched, now: float) -> SiteInRun:
@@ -297,7 +336,19 @@ def _ledger_of(site: str, lines: list[LedgerLine]) -> tuple[dict[int, str], dict
 def _why_late(site: SiteInRun, run: RunStatus, now: float) -> str:
     if run.state == "running" and site.role != "enrolled":
         return _why_away(site, now) or _why_slow(site, run, now)
-    return _why_away(site, now) if site.known is not None else ""
+    missed = _what_it_missed(site, run)
+    return missed or (_why_away(site, now) if site.known is not None else "")
+
+
+def _what_it_missed(site: SiteInRun, run: RunStatus) -> str:
+    """Of a run that has ended, or stands still: the rounds that went on, or could not, without the site."""
+    missed = [number for number, state in sorted(site.rounds.items()) if state in MISSED]
+    if run.state == "incomplete" and missed:
+        last = f"round {missed[-1]}: {site.reasons.get(missed[-1], '')}"
+        return f"missed {len(missed)} of {run.rounds} rounds; {'the last, ' if missed[1:] else ''}{last}"
+    if run.state in ("paused", "interrupted", "stopped") and missed[-1:] == [run.round]:
+        return f"round {run.round} {site.rounds[run.round]}: {site.reasons.get(run.round, '')}"
+    return ""
 
 
 def _why_away(site: SiteInRun, now: float) -> str:
@@ -326,7 +377,7 @@ def _why_away(site: SiteInRun, now: float) -> str:
 
 def _why_slow(site: SiteInRun, run: RunStatus, now: float) -> str:
     last = max((number for number in site.rounds if number < run.round), default=None)
-    if last is not None and site.rounds[last] in ("missing", "rejected"):
+    if last is not None and site.rounds[last] in MISSED:
         return f"round {last} {site.rounds[last]}: {site.reasons.get(last, '')}"
     worked = now - run.round_began if run.round_began is not None else 0.0
     usual = max(site.usual_seconds or 0.0, run.round_seconds or 0.0)

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from server.status import CentreStatus, RunStatus, SiteInRun, centre_status, duration
+from server.status import UNFINISHED, CentreStatus, RunStatus, SiteInRun, centre_status, duration
 
 WIDTH = 160
 REFRESH_S = 2.0
@@ -42,6 +42,7 @@ def status_json(folder: Path, run: str | None = None) -> str:
             "format_version": 1,
             "centre": {"time": status.now, "site_watch": status.is_watching},
             "run": asdict(status.run) if status.run else None,
+            "other_runs": [{"name": name, "state": state} for name, state in status.others],
             "sites": [_site_json(site, status.now) for site in status.sites],
             "certificates": [asdict(ending) for ending in status.certificates],
         },
@@ -60,6 +61,8 @@ def watch_status(folder: Path, run: str | None) -> None:
 def status_view(status: CentreStatus) -> Group:
     """What is shown: a line on the run, a table of sites, and who needs a look."""
     parts: list[Text | Table] = [_headline(status)]
+    if others := [f"{name} ({state})" for name, state in status.others if state in UNFINISHED]:
+        parts.append(Text(f"other studies: {', '.join(others)}; `dsan-server status NAME` shows one"))
     if not status.is_watching:
         parts.append(
             Text("SiteWatch does not run: start `dsan-server start` to see the sites' progress", "yellow")
@@ -78,6 +81,8 @@ def _headline(status: CentreStatus) -> Text:
     if run is None:
         return Text("no run yet: `dsan-server train STUDY.toml` begins one")
     part = f"{run.part}, " if run.part else ""
+    if run.state == "estimated":
+        return Text(f"{run.name}: estimated, not begun: `dsan-server train STUDY.toml` begins it", "bold")
     parts = [f"{run.name}: {run.state}, {part}round {run.round} of {run.rounds}"]
     if run.round_began is not None:
         parts.append(f"{duration(status.now - run.round_began)} in this round")
@@ -85,7 +90,7 @@ def _headline(status: CentreStatus) -> Text:
         parts.append(f"the last took {duration(run.round_seconds)}")
     if run.ends_at is not None:
         parts.append(f"rounds end in about {duration(run.ends_at - status.now)}")
-    if run.state not in ("running", "waiting", "complete") and run.message:
+    if run.state not in ("running", "waiting", "estimated", "complete") and run.message:
         parts.append(run.message)
     return Text("; ".join(parts), "bold")
 
@@ -99,7 +104,7 @@ def _site_table(status: CentreStatus) -> Table:
         table.add_row(
             Text(site.name, "bold" if site.late else ""),
             site.role,
-            doing(site),
+            doing(site, status.run),
             f"{site.report.done}/{site.report.steps}" if site.report.steps else "",
             duration(site.report.eta_s) if site.report.eta_s and site.report.steps else "",
             "never" if age is None else f"{duration(age)} ago",
@@ -108,12 +113,17 @@ def _site_table(status: CentreStatus) -> Table:
     return table
 
 
-def doing(site: SiteInRun) -> str:
-    """What a site does, by its own last word; nothing if it is not connected."""
+def doing(site: SiteInRun, run: RunStatus | None) -> str:
+    """What a site does, by its own last word, and for which study if not for the run that is shown."""
     report = site.report
     if not site.is_connected:
         return "not connected" if site.known else ""
-    return " ".join(part for part in (report.phase or "?", report.branch, report.last_error) if part)
+    elsewhere = (
+        f"for {report.study}" if report.study and (run is None or report.study != run.asked_as) else ""
+    )
+    return " ".join(
+        part for part in (report.phase or "?", report.branch, elsewhere, report.last_error) if part
+    )
 
 
 def _marks(site: SiteInRun, run: RunStatus | None) -> Text:

@@ -86,6 +86,17 @@ def test_what_sites_and_ledger_say_is_text_never_markup(console: str, centre: Pa
     assert html.count("&lt;script&gt;") > 5
 
 
+def test_every_run_is_listed_with_its_state(console: str, centre: Path) -> None:
+    other = centre / "runs" / "nine"
+    other.mkdir()
+    (other / "study.toml").write_text('name = "nine"\n')
+    append_event(other, "paused", "north is late")
+    text = words(page(console))
+    assert "eight running this page" in text
+    assert "nine paused" in text
+    assert "nine paused this page" in words(page(f"{console}/runs/nine"))
+
+
 def test_the_page_is_self_contained_and_has_no_script(console: str) -> None:
     html = page(console)
     assert "<script" not in html

@@ -21,9 +21,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.ledger import append_event
+from server.ledger import LedgerEntry, append_event, append_round
 from server.round_files import StudyOutline
-from server.status import SiteInRun, centre_status, duration, newest_run
+from server.status import SiteInRun, centre_status, duration, shown_run
 from server.status_text import doing, status_json, status_text
 from server.study import StudyConfig
 from server.watch_file import SiteReport, WatchedSite, read_watch
@@ -160,7 +160,61 @@ def test_events_on_the_way_do_not_decide_how_a_run_stands(tmp_path: Path) -> Non
     append_event(run, "estimated", "eight")
     found = centre_status(tmp_path).run
     assert found is not None
-    assert found.state == "waiting"
+    assert found.state == "estimated"
+    assert "eight: estimated, not begun" in status_text(tmp_path)
+
+
+def miss(run: Path, number: int, site: str) -> None:
+    append_round(
+        run, [LedgerEntry(number, site, b, "missing", code="SITE-LATE", message="no answer") for b in "ab"]
+    )
+
+
+def test_who_kept_a_paused_round_from_being_finished_is_named_with_the_reason(tmp_path: Path) -> None:
+    run = write_centre(tmp_path)
+    miss(run, 3, "east")
+    append_event(run, "paused", "round 3 has 2 of the 3 training sites that it needs")
+    found = centre_status(tmp_path).run
+    assert found is not None
+    assert (found.state, found.round) == ("paused", 3)
+    assert site(tmp_path, "east").late == "round 3 missing: SITE-LATE: no answer"
+    assert site(tmp_path, "north").late == ""
+    text = status_text(tmp_path)
+    assert "rounds 1 to 3" in text
+    assert "✓✓–" in text
+    assert "! east: round 3 missing: SITE-LATE: no answer" in text
+
+
+def test_who_makes_a_study_incomplete_is_named_after_its_end(tmp_path: Path) -> None:
+    run = write_centre(tmp_path)
+    miss(run, 3, "south")
+    append_event(run, "incomplete", "south: missed 2 of 5 rounds")
+    assert site(tmp_path, "south").late == "missed 2 of 5 rounds; the last, round 3: SITE-LATE: no answer"
+    assert site(tmp_path, "east").late == ""
+
+
+def test_a_site_that_left_in_the_middle_of_the_round_is_not_shown_as_working(running: Path) -> None:
+    known = read_watch(running / "state")["east"]
+    write_watched(running, east=replace(known, connected=False))
+    assert site(running, "east").rounds[3] == "waiting"
+
+
+def test_an_end_that_is_past_is_not_told(running: Path) -> None:
+    assert "rounds end in about" in status_text(running)
+    ledger = running / "runs" / "eight" / "ledger.jsonl"
+    lines = [
+        json.loads(line) | {"time": "2026-01-01T00:00:00+00:00"} for line in ledger.read_text().splitlines()
+    ]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "rounds end in about" not in status_text(running)
+
+
+def test_the_study_that_a_site_works_for_is_said_if_it_is_another_one(running: Path) -> None:
+    known = read_watch(running / "state")["east"]
+    report = replace(known.status, study="nine")
+    write_watched(running, east=replace(known, status=report))
+    assert doing(site(running, "east"), centre_status(running).run) == "training ss for nine"
+    assert doing(site(running, "east"), None) == "training ss for nine"
 
 
 def test_looking_does_not_keep_the_server_off_its_run(tmp_path: Path) -> None:
@@ -171,12 +225,34 @@ def test_looking_does_not_keep_the_server_off_its_run(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_the_run_that_changed_last_is_shown_unless_another_is_asked_for(running: Path) -> None:
-    other = running / "runs" / "nine"
-    other.mkdir()
-    (other / "study.toml").write_text('name = "nine"\n')
-    assert newest_run(running / "runs") == other
-    assert "eight: running" in status_text(running, "eight")
+def begin(folder: Path, name: str, *events: str) -> Path:
+    run = folder / "runs" / name
+    run.mkdir()
+    (run / "study.toml").write_text(f'name = "{name}"\n')
+    for event in events:
+        append_event(run, event, name)
+    return run
+
+
+def test_the_run_in_work_is_shown_and_the_others_are_named(running: Path) -> None:
+    begin(running, "nine", "started", "paused")
+    begin(running, "old", "started", "complete")
+    assert shown_run(running / "runs") == running / "runs" / "eight"
+    text = status_text(running)
+    assert "eight: running" in text
+    assert "other studies: nine (paused); `dsan-server status NAME` shows one" in text
+    assert json.loads(status_json(running))["other_runs"] == [
+        {"name": "nine", "state": "paused"},
+        {"name": "old", "state": "complete"},
+    ]
+    assert "nine: paused" in status_text(running, "nine")
+
+
+def test_without_one_in_work_it_is_the_one_that_changed_last_but_not_an_estimate(tmp_path: Path) -> None:
+    write_centre(tmp_path)
+    complete = begin(tmp_path, "nine", "started", "complete")
+    begin(tmp_path, "ten", "estimated")
+    assert shown_run(tmp_path / "runs") == complete
 
 
 def test_a_study_that_does_not_read_is_said_not_hidden(running: Path) -> None:
@@ -243,8 +319,9 @@ def test_json_holds_the_same(running: Path) -> None:
 
 
 def test_what_a_site_did_before_it_left_is_not_shown_as_what_it_does(running: Path) -> None:
-    assert doing(site(running, "south")) == "not connected"
-    assert doing(site(running, "west")) == ""
+    run = centre_status(running).run
+    assert doing(site(running, "south"), run) == "not connected"
+    assert doing(site(running, "west"), run) == ""
 
 
 def test_durations_are_for_people() -> None:

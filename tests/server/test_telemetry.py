@@ -12,7 +12,7 @@ import pytest
 from centre_folder import write_centre, write_watched
 from prometheus_client import CollectorRegistry, generate_latest
 
-from server.ledger import LedgerEntry, append_round
+from server.ledger import LedgerEntry, append_event, append_round
 from server.telemetry import MOST_SITES, centre_registry
 from server.watch_file import SiteReport, WatchedSite, read_watch, write_watch
 
@@ -108,3 +108,30 @@ def test_a_torn_ledger_and_a_lost_round_do_not_break_the_scrape(centre: Path) ->
     assert samples(centre_registry(centre))['dsan_study_round{study="eight"}'] == 2
     shutil.rmtree(run / "rounds")
     assert samples(centre_registry(centre))['dsan_study_round{study="eight"}'] == 1
+
+
+def begin(centre: Path, name: str, *events: str) -> Path:
+    run = centre / "runs" / name
+    run.mkdir()
+    (run / "study.toml").write_text(f'name = "{name}"\n[sites]\ntraining = ["north", "gone"]\n')
+    for event in events:
+        append_event(run, event, name)
+    return run
+
+
+def test_every_study_that_is_not_at_its_end_has_its_metrics(centre: Path) -> None:
+    paused = begin(centre, "nine", "started")
+    append_round(paused, [LedgerEntry(1, "gone", b, "missing", code="SITE-LATE") for b in ("us", "ss")])
+    append_event(paused, "paused", "gone is missing")
+    begin(centre, "old", "started", "complete")
+    found = samples(centre_registry(centre))
+    assert found['dsan_study_phase{phase="running",study="eight"}'] == 1
+    assert found['dsan_study_phase{phase="paused",study="nine"}'] == 1
+    assert found['dsan_updates_missing_total{code="SITE-LATE",study="nine"}'] == 2
+    assert found['dsan_site_late{site="gone"}'] == 1
+    assert 'dsan_study_phase{phase="complete",study="old"}' not in found
+
+
+def test_a_site_of_a_study_at_its_end_is_late_for_nothing(tmp_path: Path) -> None:
+    append_event(write_centre(tmp_path), "incomplete", "south: missed 1 of 5 rounds")
+    assert samples(centre_registry(tmp_path))['dsan_site_late{site="south"}'] == 0
