@@ -92,7 +92,9 @@ def admit(address: str, keys: Path) -> Contact:
             node = client.ActivateNode(request)
             client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
         except httpx.HTTPStatusError as error:
-            return _not_admitted(error.response)
+            return not_admitted(
+                error.response.status_code, _clock_ahead_s(error.response.headers.get("date"))
+            )
         except httpx.HTTPError as error:
             return Contact("CONNECT-LOST", f"the connection was lost: {error}", "Try again.")
     return Contact(None)
@@ -214,16 +216,16 @@ def _answered(answer: http.client.HTTPResponse, address: str) -> Contact:
     return Contact(None, clock_ahead_s=ahead_s)
 
 
-def _not_admitted(response: httpx.Response) -> Contact:
-    ahead_s = _clock_ahead_s(response.headers.get("date"))
-    if response.status_code == httpx.codes.UNAUTHORIZED:
+def not_admitted(http_status: int, ahead_s: float | None) -> Contact:
+    """What it means that the centre answered a site's node with an HTTP status of 400 to 499."""
+    if http_status == httpx.codes.UNAUTHORIZED:
         reason = "the centre does not accept the signature of this site's key"
         fix = "Compare the key's fingerprint with the operator; if they differ, enrol the site again."
         return Contact("ADMIT-SIGNATURE", reason, fix, ahead_s)
     return Contact(
         "ADMIT-UNKNOWN",
         "the centre does not take this site's key: it is not enrolled there or was revoked, or a node with "
-        f"this key is connected already (HTTP {response.status_code})",
+        f"this key is connected already (HTTP {http_status})",
         "If no other daemon of this site runs, ask the operator whether the site is enrolled; a daemon that "
         "was killed may come back after a minute.",
         ahead_s,

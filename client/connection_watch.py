@@ -5,13 +5,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from client.connection import Contact, reach
+from client.connection import Contact, not_admitted, reach
 from client.daemon_status import ConnectionStatus
-from client.node_state import read_node_state
+from client.node_state import NodeState, read_node_state
 from client.site_watch import SiteWatchClient
 
 LOOK_EVERY_S = 5.0
 FIX_NODE = "After a restart it takes a minute; if it lasts, look at state/logs/supernode.log."
+HELP_LINE = "For more information"  # a link of Flower's, which says nothing of the matter
 RECENT_S = 45.0  # an idle SuperNode asks for messages every 3 s; one whose answer is uploaded says more
 
 
@@ -46,9 +47,7 @@ class ConnectionWatch:
         is_connected = self._is_connected()
         contact = self._contact
         if contact.code is None:
-            said = node.trouble.splitlines()[-1] if node is not None and node.trouble else "nothing yet"
-            reason = f"the centre can be reached; the SuperNode is not connected and says: {said}"
-            contact = replace(contact, code="CONNECT-NODE", reason=reason, fix=FIX_NODE)
+            contact = _why_only_the_node(node, contact)
         return ConnectionStatus(
             is_connected=is_connected,
             last_contact=last,
@@ -72,3 +71,13 @@ class ConnectionWatch:
                 self._contact = reach(self._address, self._ca_certificate)
             else:
                 self._contact = Contact(None, clock_ahead_s=self._contact.clock_ahead_s)
+
+
+def _why_only_the_node(node: NodeState | None, reached: Contact) -> Contact:
+    """The centre can be reached, and the SuperNode does not talk with it: refused, or not ready."""
+    if node is not None and node.http_status is not None and 400 <= node.http_status < 500:
+        return not_admitted(node.http_status, reached.clock_ahead_s)
+    trouble = node.trouble.splitlines() if node is not None else []
+    said = " ".join(line.strip() for line in trouble if line.strip() and not line.startswith(HELP_LINE))
+    reason = f"the centre can be reached; the SuperNode is not connected and says: {said or 'nothing yet'}"
+    return replace(reached, code="CONNECT-NODE", reason=reason, fix=FIX_NODE)

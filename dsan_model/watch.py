@@ -23,6 +23,7 @@ PHASES = (
     "stopping",
 )
 BRANCHES = tuple(branch.value for branch in Branch)
+PART_SUFFIX = r"\.(fold-[0-9]+|without-[A-Za-z0-9-]+)$"
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9-]{0,31}"
 CODE = r"[A-Z]{3,}(?:-[A-Z0-9]+)+"
@@ -61,8 +62,12 @@ def is_about(order: Order, study: str) -> bool:
 
     A part of a study (a fold, a site left out) is called STUDY.fold-N or STUDY.without-SITE.
     """
-    parts = (f"{order.study}.fold-", f"{order.study}.without-")
-    return "" in (order.study, study) or study == order.study or study.startswith(parts)
+    return "" in (order.study, study) or order.study in (study, whole_study(study))
+
+
+def whole_study(study: str) -> str:
+    """The study to which a part belongs; one that is not a part is its own."""
+    return re.sub(PART_SUFFIX, "", study)
 
 
 def _formed(text: str, form: str) -> str:

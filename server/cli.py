@@ -98,17 +98,23 @@ def revoke(
 ) -> None:
     """End a site's part for good: its certificate is revoked and its node unregistered.
 
-    The site may be enrolled again later, with new keys.
+    The site may be enrolled again later, with new keys. A study that needs it does not wait for it.
 
     Example: dsan-server revoke hospital-1
     """
     with _coded_exit():
         from server.admittance import revoke_site
         from server.centre import open_centre
+        from server.run_commands import studies_that_need
 
         centre, _ = open_centre(folder)
         site = revoke_site(centre, name)
         _print(f"{site.name} is revoked; a daemon that runs cuts it off within seconds")
+        for run, state in studies_that_need(centre, name).items():
+            _print(
+                f"study {run} ({state}) has a part for it: it goes on without it if its quorum allows that, "
+                f"and ends as incomplete; otherwise it pauses (`dsan-server status {run}`)"
+            )
 
 
 @app.command()

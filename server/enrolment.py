@@ -11,7 +11,7 @@ from dsan_daemon.files import write_atomically
 from dsan_model.cases import SizeGroup
 from dsan_model.protocol import SiteDescription
 from server.admission import reject_description
-from server.exchange import Exchange, Failure, Outcome
+from server.exchange import REVOKED, Exchange, Failure, Outcome
 from server.handshake import reject_installation
 from server.ledger import append_event
 from server.study import StudyConfig
@@ -72,6 +72,7 @@ def enrol(
     answered: set[int] = set()
     started = told = time.monotonic()
     while True:
+        _leave_out_revoked(exchange, enrolled, _named(study))
         silent = _listen(exchange, study, enrolled, answered, measures_speed=measures_speed)
         now = time.monotonic()
         if _has_everybody(study, enrolled, answered, silent, now - started):
@@ -96,7 +97,8 @@ def enrol(
 
 
 def take_back(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_folder: Path) -> None:
-    """Take in sites of the study that could not take part so far and are connected now."""
+    """Take in sites of the study that could not take part and are connected now; revoked ones leave."""
+    _leave_out_revoked(exchange, enrolled, {*_named(study), *enrolled.descriptions})
     left_out = {site: enrolled.failures.pop(site) for site in _named(study) & set(enrolled.failures)}
     if not left_out:
         return
@@ -111,6 +113,14 @@ def take_back(exchange: Exchange, study: StudyConfig, enrolled: Enrolled, run_fo
             append_event(run_folder, "site-back", f"{site} takes part again")
         else:
             enrolled.failures.setdefault(site, failure)
+
+
+def _leave_out_revoked(exchange: Exchange, enrolled: Enrolled, sites: set[str]) -> None:
+    """Count these sites as failed as soon as they are revoked; one that is enrolled again comes back."""
+    for site in sites & exchange.revoked() - set(enrolled.failures):
+        enrolled.descriptions.pop(site, None)
+        exchange.nodes.by_site.pop(site, None)
+        enrolled.failures[site] = REVOKED
 
 
 def _named(study: StudyConfig) -> set[str]:

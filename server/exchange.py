@@ -31,9 +31,10 @@ from dsan_model.protocol import (
     encode,
     size_bytes,
 )
-from server.idle_sites import IdleSites, state_folder_of
+from server.idle_sites import IdleSites, centre_folder_of
 from server.ledger import append_event
 from server.nodes import Nodes
+from server.sites import revoked_names
 from server.spool import Spool
 from server.study import SITE_NAME
 
@@ -58,6 +59,9 @@ class Failure:
     code: str
     message: str
     site: str = ""  # the name that the site gives itself, where it said so
+
+
+REVOKED = Failure("SITE-REVOKED", "the operator of the centre ended its part by `dsan-server revoke`")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Exchange:
         self.spool = Spool(run_folder)
         self.bytes_to_sites = 0
         self.bytes_from_sites = 0
-        self._idle = IdleSites(state_folder_of(run_folder))
+        self._centre_folder = centre_folder_of(run_folder)
+        self._idle = IdleSites(self._centre_folder)
         self._introductions: dict[tuple[int, str], _Introduction] = {}  # node, its activation
 
     def ask(self, requests: Mapping[str, Request], expected: type[Answer]) -> Iterator[Outcome[Answer]]:
@@ -127,6 +132,10 @@ class Exchange:
             outcome = self._wait(waiting, deadline)
             del waiting[0]
             yield outcome
+
+    def revoked(self) -> set[str]:
+        """The sites whose part the operator has ended: nobody waits for them."""
+        return revoked_names(self._centre_folder) if self._centre_folder is not None else set()
 
     def introduction(
         self, node: int, terms: StudyTerms, *, measures_speed: bool = False
@@ -250,6 +259,10 @@ class Exchange:
         self.nodes.look()
         self._idle.look()
         open_ones = [asked for asked in waiting if asked.outcome is None]
+        revoked = self.revoked() if open_ones else ()
+        for asked in [asked for asked in open_ones if asked.site in revoked]:
+            asked.outcome = Outcome(asked.site, REVOKED, 0)
+            open_ones.remove(asked)
         self._find_moved([asked for asked in open_ones if self.nodes.activation(asked.node) is None])
         for asked in open_ones:
             node = self.nodes.by_site[asked.site]

@@ -21,17 +21,17 @@ LOOK_EVERY_S = 1.0
 class IdleSites:
     """Since when each site says that it has nothing to do; `look` reads what SiteWatch knows."""
 
-    state_folder: Path | None  # the centre's; None: there is no SiteWatch
+    centre_folder: Path | None  # None: there is no SiteWatch
     _since: dict[str, float] = field(default_factory=dict)  # site, unix seconds
     _looked: float = 0.0
 
     def look(self) -> None:
         """See who is idle now; at most once a second."""
         now = time.time()
-        if self.state_folder is None or now - self._looked < LOOK_EVERY_S:
+        if self.centre_folder is None or now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
-        watched = read_watch(self.state_folder)
+        watched = read_watch(self.centre_folder / "state")
         idle = {
             site
             for site, known in watched.items()
@@ -45,9 +45,9 @@ class IdleSites:
         return since is not None and time.time() - max(since, sent_at) > IDLE_S
 
 
-def state_folder_of(run_folder: Path | None) -> Path | None:
-    """The state folder of the centre to which a run belongs; None in a simulation."""
+def centre_folder_of(run_folder: Path | None) -> Path | None:
+    """The folder of the centre to which a run belongs; None in a simulation."""
     for folder in run_folder.parents if run_folder is not None else ():
         if (folder / "server.toml").exists():
-            return folder / "state"
+            return folder
     return None

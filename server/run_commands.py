@@ -10,13 +10,13 @@ from typing import Literal
 from server.centre import Centre, run_folder_of
 from server.daemon_lock import is_daemon_running
 from server.headline import results_table
-from server.ledger import read_ledger
+from server.ledger import append_event, read_ledger
 from server.orders import EVERY_SITE, give_order, withdraw_orders
 from server.refusals import ExitCode, RefusedError
 from server.results import RESULTS, read_results
 from server.run_folder import write_study
 from server.sites import read_sites
-from server.status import is_run_in_work
+from server.status import UNFINISHED, is_run_in_work, read_described, run_states
 from server.study import StudyConfig, read_study
 from server.watch_file import read_watch
 from server.wishes import Wish, make_wish, read_attempt, read_wishes, study_end
@@ -57,7 +57,7 @@ def resume_study(centre: Centre, run: str) -> Wish | None:
     """Ask to go on with a study; None if it is complete. Raises RefusedError DAEMON-DOWN or RUN-UNKNOWN."""
     _require_daemon(centre)
     study = read_study(run_folder_of(centre, run) / "study.toml")
-    _require_enrolled(centre, study)
+    _require_enrolled(centre, study, has_begun=True)
     wish = _wish(centre, run)
     if wish is not None and wish.wanted == "running":
         return wish
@@ -71,11 +71,16 @@ def resume_study(centre: Centre, run: str) -> Wish | None:
 def stop_study(centre: Centre, run: str) -> None:
     """End a study, at the centre and at all sites; returns when its process has ended.
 
+    One that is paused or interrupted is given up: nothing waits for it any more until it is resumed.
     Raises RefusedError DAEMON-DOWN, RUN-UNKNOWN, RUN-IDLE or RUN-HANGS.
     """
     _require_daemon(centre)
     run_folder = run_folder_of(centre, run)
     if _wish(centre, run) is None and not is_run_in_work(run_folder):
+        state = run_states(centre.runs)[run]
+        if state in ("paused", "interrupted"):
+            append_event(run_folder, "stopped", f"it was {state}, and its operator gave it up")
+            return
         raise RefusedError(
             "RUN-IDLE", run, "nothing works on this study", "Nothing is left to do.", ExitCode.BAD_DATA
         )
@@ -92,6 +97,18 @@ def stop_study(centre: Centre, run: str) -> None:
                 ExitCode.FAILED,
             )
         time.sleep(LOOK_EVERY_S)
+
+
+def studies_that_need(centre: Centre, site: str) -> dict[str, str]:
+    """The studies with a part for the site that are not at their end, and how each stands."""
+    found = {}
+    for run, state in run_states(centre.runs).items():
+        if state in UNFINISHED:
+            sites = read_study(centre.run(run) / "study.toml").sites
+            names = {*sites.training, *sites.held_out} or read_described(centre.run(run))
+            if site in names:
+                found[run] = state
+    return found
 
 
 def order_site(centre: Centre, site: str, order: Literal["drain", "undrain"], run: str | None) -> bool:
@@ -206,11 +223,14 @@ def _is_insecure(centre: Centre) -> bool:
     return bool(json.loads((centre.state / "daemon.json").read_bytes())["insecure"])
 
 
-def _require_enrolled(centre: Centre, study: StudyConfig) -> None:
-    """Refuse a study that waits for sites which cannot come; without authentication nobody is enrolled."""
+def _require_enrolled(centre: Centre, study: StudyConfig, *, has_begun: bool = False) -> None:
+    """Refuse a study that waits for sites which cannot come; without authentication nobody is enrolled.
+
+    A study that has begun may go on without a site that was revoked since, if its quorum lets it.
+    """
     if _is_insecure(centre):
         return
-    enrolled = {name for name, site in read_sites(centre).items() if not site.is_revoked}
+    enrolled = {name for name, site in read_sites(centre).items() if has_begun or not site.is_revoked}
     unknown = sorted({*study.sites.training, *study.sites.held_out} - enrolled)
     if unknown:
         raise RefusedError(

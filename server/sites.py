@@ -63,6 +63,18 @@ def read_sites(centre: Centre) -> dict[str, EnrolledSite]:
     return {site.name: site for site in sorted(sites, key=lambda site: site.name)}
 
 
+def revoked_names(centre_folder: Path) -> set[str]:
+    """The sites of a centre that are revoked; a file that does not read revokes nobody."""
+    return {path.stem for path in (centre_folder / "sites").glob("*.json") if _is_revoked(path)}
+
+
+def _is_revoked(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["revoked_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _read_site(path: Path) -> EnrolledSite:
     try:
         return EnrolledSite.model_validate_json(path.read_bytes())

@@ -15,6 +15,7 @@ from statistics import median
 from server.expiry import SOON_S, Ending, endings
 from server.ledger import read_events, read_ledger
 from server.round_files import StudyOutline, read_outline, read_rounds
+from server.sites import revoked_names
 from server.watch_file import (
     TWOFOLD_FROM,
     TWOFOLD_WITHIN_S,
@@ -258,13 +259,14 @@ def _roles(
     """Every site that belongs to the run, then the other ones of the centre."""
     training = set(study.training) | {str(line["site"]) for line in lines if line.get("event") == "round"}
     if not study.training and not study.held_out:
-        training |= set(_described(run_folder))
+        training |= set(read_described(run_folder))
     roles = dict.fromkeys(sorted(training), "training")
     roles |= dict.fromkeys(sorted(set(study.held_out) - set(roles)), "held-out")
     return roles | dict.fromkeys((name for name in members if name not in roles), "enrolled")
 
 
-def _described(run_folder: Path) -> list[str]:
+def read_described(run_folder: Path) -> list[str]:
+    """The sites that the study has ever had, by name."""
     try:
         found = json.loads((run_folder / "sites.json").read_bytes())
     except (OSError, ValueError):
@@ -274,15 +276,8 @@ def _described(run_folder: Path) -> list[str]:
 
 def _members(folder: Path, watched: Watched) -> list[str]:
     """The sites that are enrolled or were heard of, and are not revoked."""
-    enrolled = {path.stem: _is_revoked(path) for path in (folder / "sites").glob("*.json")}
-    return sorted(name for name in {*enrolled, *watched} if not enrolled.get(name))
-
-
-def _is_revoked(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_bytes())["revoked_at"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    enrolled = {path.stem for path in (folder / "sites").glob("*.json")}
+    return sorted({*enrolled, *watched} - revoked_names(folder))
 
 
 def _site_status(
@@ -368,7 +363,7 @@ def _why_away(site: SiteInRun, now: float) -> str:
             f"its stream was displaced {TWOFOLD_FROM} times within {duration(TWOFOLD_WITHIN_S)}: two daemons "
             "use its name or key, or its line breaks often"
         )
-    if known.status.last_error.startswith("CONNECT-"):
+    if known.status.last_error.startswith(("CONNECT-", "ADMIT-")):
         return f"its daemon is there, its SuperNode is not connected ({known.status.last_error})"
     if known.status.phase == "drained":
         return f"drained: it takes no message until `dsan-server undrain {site.name}`"

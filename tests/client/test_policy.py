@@ -110,6 +110,23 @@ def test_a_site_describes_itself_only_as_its_policy_allows(
     assert code(hospital, policy, DescribeRequest(terms)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("spring.fold-2", None), ("spring.without-east", None), ("spring.x", "POLICY-STUDY")],
+)
+def test_a_study_that_is_allowed_may_have_parts(
+    hospital: Path, terms: StudyTerms, name: str, expected: str | None
+) -> None:
+    part = replace(terms, name=name)
+    assert code(hospital, 'studies = ["spring"]', DescribeRequest(part)) == expected
+
+
+def test_a_refusal_by_policy_says_what_would_change_it(hospital: Path, terms: StudyTerms) -> None:
+    answer, _ = ask(hospital, 'studies = ["autumn"]', DescribeRequest(terms))
+    assert isinstance(answer, Refusal)
+    assert answer.message.endswith("its engineer adds the name to [policy] studies of site.toml")
+
+
 def test_a_study_that_the_centre_drained_is_refused_until_it_says_so_and_others_go_on(
     hospital: Path, terms: StudyTerms
 ) -> None:

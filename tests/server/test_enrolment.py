@@ -1,5 +1,6 @@
 """Who takes part: names, doubles, sites that are late, and sites that come back."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,32 @@ def test_with_a_quorum_a_study_begins_without_a_site_and_takes_it_in_when_it_com
     assert (list(enrolled.training), codes(enrolled)) == (["north", "south"], {})
     assert enrolled.training_groups() == groups  # what SS draws by does not change within a study
     assert [line["message"] for line in read_ledger(centre.run_folder)] == ["south takes part again"]
+
+
+def revoke(centre_folder: Path, site: str, when: str | None = "2026-11-01T00:00:00Z") -> None:
+    (centre_folder / "server.toml").touch()
+    (centre_folder / "sites").mkdir(exist_ok=True)
+    (centre_folder / "sites" / f"{site}.json").write_text(json.dumps({"revoked_at": when}))
+
+
+def test_a_site_that_is_revoked_is_not_waited_for_and_leaves_at_the_next_round(
+    connect: Connect, tmp_path: Path
+) -> None:
+    centre = connect("north/site.toml", "south/site.toml")
+    revoke(tmp_path, "west")
+    centre.run_folder = tmp_path / "runs" / "s"
+    centre.run_folder.mkdir(parents=True)
+    enrolled = centre.again().enrol(0, "north", "south", "west")
+    assert (list(enrolled.training), codes(enrolled)) == (["north", "south"], {"west": "SITE-REVOKED"})
+    revoke(tmp_path, "south")
+    centre.grid.leave(2)
+    take_back(centre.exchange, centre.study, enrolled, centre.run_folder)
+    assert codes(enrolled) == {"south": "SITE-REVOKED", "west": "SITE-REVOKED"}
+    assert list(enrolled.training) == ["north"]
+    revoke(tmp_path, "south", None)  # enrolled again
+    centre.grid.come_back(2)
+    take_back(centre.exchange, centre.study, enrolled, centre.run_folder)
+    assert (list(enrolled.training), codes(enrolled)) == (["north", "south"], {"west": "SITE-REVOKED"})
 
 
 def test_a_refusal_is_the_reason_of_its_site(connect: Connect) -> None:

@@ -289,6 +289,15 @@ def test_a_site_at_work_is_not_asked_again(watched: Callable[..., Hospitals]) ->
     assert hospitals.events() == []
 
 
+def test_a_site_that_is_revoked_is_not_waited_for(watched: Callable[..., Hospitals], tmp_path: Path) -> None:
+    hospitals = watched("training")
+    sites = tmp_path / "centre" / "sites"
+    sites.mkdir()
+    (sites / "north.json").write_text('{"revoked_at": "2026-11-01T00:00:00Z"}')
+    hospitals.exchange.deadline_s = 3600.0
+    assert names(hospitals.ask()) == ["SITE-REVOKED"]
+
+
 def test_an_idle_site_is_asked_again_who_it_is(watched: Callable[..., Hospitals]) -> None:
     hospitals = watched("idle")
     hospitals.exchange.nodes.by_site = {}

@@ -17,8 +17,17 @@ from server.founding import found_centre
 from server.ledger import append_event
 from server.orders import mark_taken, waiting_orders
 from server.refusals import ExitCode, RefusedError
-from server.run_commands import follow_study, order_site, resume_study, stop_study, train_study
+from server.run_commands import (
+    follow_study,
+    order_site,
+    resume_study,
+    stop_study,
+    studies_that_need,
+    train_study,
+)
+from server.run_folder import write_study
 from server.sites import EnrolledSite, now, write_site
+from server.status import run_states
 from server.study import read_study
 from server.wishes import Attempt, end_wish, make_wish, read_wishes, write_attempt
 
@@ -123,6 +132,37 @@ def test_resume_watches_a_study_that_runs_and_asks_for_one_that_does_not(
     end_wish(centre, wish)
     (centre.run("mine") / "results.json").write_text('{"complete": true}')
     assert resume_study(centre, "mine") is None
+
+
+def test_a_study_goes_on_although_a_site_was_revoked_since(centre: Centre, daemon: None) -> None:
+    make_run(centre, "north", "south")
+    assert resume_study(centre, "mine") is not None
+
+
+def make_run(centre: Centre, *training: str) -> Path:
+    """A paused run; south is revoked."""
+    write_study(centre.run("mine"), read_study(study(centre, *training)))
+    append_event(centre.run("mine"), "paused", "south is missing")
+    return centre.run("mine")
+
+
+def test_who_revokes_a_site_is_told_which_studies_need_it(centre: Centre) -> None:
+    run = make_run(centre, "north", "south")
+    assert studies_that_need(centre, "south") == {"mine": "paused"}
+    assert studies_that_need(centre, "west") == {}
+    told = CliRunner().invoke(app, ["revoke", "north", "--dir", str(centre.folder)])
+    assert "study mine (paused) has a part for it" in told.stdout
+    append_event(run, "complete", "mine")
+    assert studies_that_need(centre, "south") == {}
+
+
+def test_a_paused_study_that_is_stopped_is_given_up_until_it_is_resumed(centre: Centre, daemon: None) -> None:
+    make_run(centre, "north")
+    stop_study(centre, "mine")
+    assert run_states(centre.runs) == {"mine": "stopped"}
+    with pytest.raises(RefusedError, match="RUN-IDLE"):
+        stop_study(centre, "mine")
+    assert resume_study(centre, "mine") is not None
 
 
 def test_stop_tells_the_sites_and_waits_for_the_daemon_and_resume_takes_the_order_back(
