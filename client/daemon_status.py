@@ -228,7 +228,7 @@ def _egress_lines(sums: EgressSums) -> list[str]:
         lines.append(f"refused    {_counts(sums.refusals_by_code)}")
     return lines + [
         f"           {_clock(line.time)}  {line.kind} of {line.study or 'an unknown study'}: {line.code}"
-        + (" (by [policy] of site.toml)" if line.code.startswith("POLICY-") else "")
+        + (" (by [policy] of site.toml)" if (line.code or "").startswith("POLICY-") else "")
         for line in sums.recent_refusals[-3:]
     ]
 
