@@ -210,15 +210,20 @@ def resume(
 ) -> None:
     """Go on with a study that paused or was stopped, from its newest state; or watch one that runs.
 
+    Of one that is complete a damaged model package is written again.
+
     Example: dsan-server resume first-study
     """
     with _coded_exit():
         from server.centre import open_centre
+        from server.package_repair import repair_packages
         from server.run_commands import resume_study
 
         centre, _ = open_centre(folder)
         wish = resume_study(centre, run)
         if wish is None:
+            for package in repair_packages(centre.run(run)):
+                _print(f"{package} was not whole, and is written again from the rounds")
             _print(f"study {run} is complete: see {centre.run(run) / 'report.html'}")
         else:
             _follow(centre, wish, detach)

@@ -138,7 +138,9 @@ def _check_segmenter(package: Path, description: dict[str, Any]) -> None:
 
 
 def _damaged(package: Path, message: str) -> RefusedError:
-    return _refused("EXPORT-DAMAGED", package, message, "Resume the study: its last step writes it again.")
+    return _refused(
+        "EXPORT-DAMAGED", package, message, "Write it again from the rounds: `dsan-server resume RUN`."
+    )
 
 
 def _misfit(package: Path, message: str) -> RefusedError:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from server.ledger import append_event
 from server.results import Row, read_results
-from server.run_folder import write_study
+from server.run_folder import PARTS, write_study
 from server.study import PlanTable, SitesTable, StartTable, StudyConfig
-
-PARTS = "parts"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from server.enrolment import Enrolled, take_back
 from server.exchange import Exchange, Failure, Outcome
 from server.held_out import admitted_scores
 from server.ledger import LedgerEntry, Status, append_event, append_round
+from server.run_folder import whole_run
 from server.run_state import (
     OnDemand,
     RoundRecord,
@@ -249,7 +250,7 @@ def _next_round(
         exchange.spool.let_go()
     _count_absent(gathered, request.round, study, enrolled)
     append_round(run_folder, gathered.ledger())
-    _require_quorum(request.round, study, enrolled, gathered.training)
+    _require_quorum(request.round, run_folder, study, enrolled, gathered.training)
     record = RoundRecord(
         round=request.round,
         study_digest=study.digest,
@@ -336,7 +337,7 @@ def _require_possible(
 ) -> None:
     """Nobody trains for hours in a round that too few can take part in: it is paused before it is sent."""
     try:
-        _require_quorum(round_number, study, enrolled, enrolled.training)
+        _require_quorum(round_number, run_folder, study, enrolled, enrolled.training)
     except StudyPausedError:
         _count_absent(gathered, round_number, study, enrolled)
         append_round(run_folder, gathered.ledger())
@@ -344,7 +345,7 @@ def _require_possible(
 
 
 def _require_quorum(
-    round_number: int, study: StudyConfig, enrolled: Enrolled, there: Collection[str]
+    round_number: int, run_folder: Path, study: StudyConfig, enrolled: Enrolled, there: Collection[str]
 ) -> None:
     everybody = {*_required(study, enrolled), *enrolled.training}
     quorum = study.participation.quorum or len(everybody)
@@ -352,7 +353,9 @@ def _require_quorum(
         missing = ", ".join(sorted(everybody - set(there)))
         raise StudyPausedError(
             f"round {round_number} has {len(there)} of the {quorum} training sites that it needs; missing: "
-            f"{missing}. Mend these sites and resume the study, or lower participation.quorum"
+            f"{missing}. Mend these sites and resume the study; or go on without them, which leaves it "
+            f"incomplete: set `quorum` under [participation] in {whole_run(run_folder) / 'study.toml'} "
+            "(dsan-simulate: --quorum), and resume"
         )
 
 

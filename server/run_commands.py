@@ -4,20 +4,22 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from server.centre import Centre, run_folder_of
 from server.daemon_lock import is_daemon_running
 from server.headline import results_table
-from server.ledger import append_event, read_ledger
+from server.ledger import append_event
 from server.orders import EVERY_SITE, give_order, withdraw_orders
 from server.refusals import ExitCode, RefusedError
 from server.results import RESULTS, read_results
-from server.run_folder import write_study
+from server.run_folder import PARTS, write_study
 from server.sites import read_sites
+from server.start_package import read_start_package
 from server.status import UNFINISHED, is_run_in_work, read_described, run_states
-from server.study import StudyConfig, read_study
+from server.study import StartTable, StudyConfig, read_study
 from server.watch_file import read_watch
 from server.wishes import Wish, make_wish, read_attempt, read_wishes, study_end
 
@@ -29,28 +31,49 @@ TELL_S = 15.0  # a site that is connected speaks every 5 s, and has an order whe
 def train_study(centre: Centre, study_file: Path, is_dry_run: bool = False) -> Wish:
     """Ask for a new study, or only for its estimate; its run folder is there afterwards.
 
-    Raises RefusedError DAEMON-DOWN, STUDY-SITES or RUN-EXISTS, or ConfigurationError.
+    Raises RefusedError DAEMON-DOWN, START-MODEL, START-MISFIT, STUDY-SITES or RUN-EXISTS, or
+    ConfigurationError.
     """
     _require_daemon(centre)
-    study = read_study(study_file)
+    study = _with_its_package(read_study(study_file), study_file)
     _require_enrolled(centre, study)
     run_folder = centre.run(study.name)
-    if _was_begun(run_folder) or (run_folder.exists() and _wish(centre, study.name) is not None):
+    is_at_it = _wish(centre, study.name) is not None or is_run_in_work(run_folder)
+    if run_folder.exists() and (is_at_it or _has_a_round(run_folder)):
         raise RefusedError(
             "RUN-EXISTS",
             str(run_folder),
-            f"a study called {study.name} was run already",
+            f"a study called {study.name} was run already, or runs",
             f"Go on with it by `dsan-server resume {study.name}`, or give the new study another name.",
             ExitCode.BAD_CONFIGURATION,
         )
-    (run_folder / "study.toml").unlink(missing_ok=True)  # of an estimate
+    if run_folder.exists():
+        _put_aside(centre, run_folder)
     write_study(run_folder, study)
     return make_wish(centre, study.name, "running", is_dry_run)
 
 
-def _was_begun(run_folder: Path) -> bool:
-    """Whether more than an estimate was made in it."""
-    return any(line.get("event") != "estimated" for line in read_ledger(run_folder))
+def _with_its_package(study: StudyConfig, study_file: Path) -> StudyConfig:
+    """The study with the whole path of the package that it starts from, which is checked."""
+    if not study.start.model:
+        return study
+    package = (study_file.resolve().parent / study.start.model).resolve()
+    found = study.model_copy(update={"start": StartTable(model=str(package))})
+    read_start_package(found, study_file.resolve().parent)
+    return found
+
+
+def _has_a_round(run_folder: Path) -> bool:
+    """Whether something was trained or came to an end, not only estimated, or paused before round 1."""
+    kept = ("rounds/*", f"{PARTS}/*/rounds/*", RESULTS)
+    return any(True for pattern in kept for _ in run_folder.glob(pattern))
+
+
+def _put_aside(centre: Centre, run_folder: Path) -> None:
+    """An attempt without a round makes room for the next one; its log can still be read."""
+    replaced = centre.state / "replaced"
+    replaced.mkdir(exist_ok=True)
+    run_folder.rename(replaced / f"{run_folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
 
 
 def resume_study(centre: Centre, run: str) -> Wish | None:

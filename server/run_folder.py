@@ -6,9 +6,16 @@ from pathlib import Path
 from dsan_daemon.files import write_atomically
 from server.study import StudyConfig, read_study
 
+PARTS = "parts"  # of a study of several parts: folds, sites left out
+
 
 class StudyMismatchError(Exception):
     """The output folder holds another study, or the hospitals do not fit this one."""
+
+
+def whole_run(run_folder: Path) -> Path:
+    """The folder of the run to which a part belongs; one that is not a part is its own."""
+    return run_folder.parents[1] if run_folder.parent.name == PARTS else run_folder
 
 
 def write_study(run_folder: Path, study: StudyConfig) -> None:

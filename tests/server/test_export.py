@@ -8,16 +8,21 @@ import pytest
 import torch
 
 from client.model_package import read_model_package
+from dsan_model.cases import SizeGroup
 from dsan_model.network import initial_state
+from dsan_model.protocol import BranchTraining
 from dsan_model.sampling import Branch
+from dsan_model.traffic import pack
 from dsan_model.weights import FlatWeights, flatten, load_weights, save_weights
 from server import export
 from server.export import export_package
 from server.model_package import write_model_package
+from server.package_repair import repair_packages
 from server.refusals import RefusedError
+from server.results import write_results
 from server.run_folder import write_study
-from server.run_state import is_sealed, seal
-from server.study import StudyConfig, preset_study
+from server.run_state import RoundRecord, RunState, is_sealed, save_round, seal
+from server.study import StudyConfig, preset_study, read_study
 
 BRANCHES = (Branch.US, Branch.SS)
 
@@ -206,3 +211,41 @@ def test_nothing_is_written_over_and_nothing_is_made_of_nothing(run_folder: Path
     shutil.rmtree(run_folder / "model")
     with pytest.raises(RefusedError, match="EXPORT-NONE"):
         export_package(run_folder, tmp_path / "out")
+
+
+def of_rounds(run_folder: Path, study: StudyConfig) -> None:
+    """The rounds, results and package of a complete study; SS is of round 1."""
+    branches = models(study)
+    state = RunState(0, branches)
+    for number in (1, 2):
+        training = BranchTraining(5, 1, 1.0, 1e-3, 0.7, 0.2, dict.fromkeys(SizeGroup, 1))
+        record = RoundRecord(number, study.digest, {"north": dict.fromkeys(BRANCHES, training)}, 1.0, 1, 1)
+        state = state.after_round(record, {})
+        save_round(run_folder, state)
+    travelled = {branch: pack(weights, study.precision).unpack() for branch, weights in branches.items()}
+    write_model_package(run_folder, study, travelled, results())
+    write_results(run_folder, results())
+
+
+@pytest.mark.parametrize("spoil", ["us.safetensors", "SHA256SUMS", "MODEL_CARD.md"])
+def test_a_damaged_package_of_a_complete_study_is_written_again_from_its_rounds(
+    run_folder: Path, tmp_path: Path, spoil: str
+) -> None:
+    study = read_study(run_folder / "study.toml")
+    of_rounds(run_folder, study)
+    assert repair_packages(run_folder) == []
+    whole = (run_folder / "model" / "SHA256SUMS").read_bytes()
+    (run_folder / "model" / spoil).unlink()
+    with pytest.raises(RefusedError, match=r"EXPORT-(DAMAGED.*dsan-server resume RUN|NONE)"):
+        export_package(run_folder, tmp_path / "out")
+    assert repair_packages(run_folder) == [run_folder / "model"]
+    assert (run_folder / "model" / "SHA256SUMS").read_bytes() == whole
+    export_package(run_folder, tmp_path / "out")
+
+
+def test_a_package_whose_round_is_damaged_too_is_not_made_up(run_folder: Path) -> None:
+    of_rounds(run_folder, read_study(run_folder / "study.toml"))
+    (run_folder / "model" / "us.safetensors").write_bytes(b"torn")
+    (run_folder / "rounds" / "0002" / "us.safetensors").write_bytes(b"torn")
+    with pytest.raises(RefusedError, match=r"EXPORT-ROUNDS.*round 2 of Attention RN34"):
+        repair_packages(run_folder)

@@ -10,11 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 import server.run_commands
+from dsan_model.ensemble import BAND
+from dsan_model.network import initial_state
+from dsan_model.weights import flatten, save_weights
 from server.centre import Centre, open_centre
 from server.cli import app
 from server.daemon_lock import alone, is_daemon_running
 from server.founding import found_centre
 from server.ledger import append_event
+from server.model_package import new_package
 from server.orders import mark_taken, waiting_orders
 from server.refusals import ExitCode, RefusedError
 from server.run_commands import (
@@ -25,10 +29,10 @@ from server.run_commands import (
     studies_that_need,
     train_study,
 )
-from server.run_folder import write_study
+from server.run_folder import study_toml, write_study
 from server.sites import EnrolledSite, now, write_site
 from server.status import run_states
-from server.study import read_study
+from server.study import SitesTable, StartTable, preset_study, read_study
 from server.wishes import Attempt, end_wish, make_wish, read_wishes, write_attempt
 
 
@@ -104,6 +108,49 @@ def test_a_study_may_follow_its_estimate(centre: Centre, daemon: None) -> None:
     assert "nothing was trained" in outcome.text
     end_wish(centre, wish)
     assert not train_study(centre, study(centre, "north")).is_dry_run
+
+
+def test_a_study_that_paused_before_its_first_round_can_be_corrected(centre: Centre, daemon: None) -> None:
+    run = make_run(centre, "north", "south")
+    corrected = study(centre, "north")
+    train_study(centre, corrected)
+    assert read_study(run / "study.toml").sites.training == ("north",)
+    assert not (run / "ledger.jsonl").exists()
+    (aside,) = (centre.state / "replaced").iterdir()
+    assert "south is missing" in (aside / "ledger.jsonl").read_text()
+    end_wish(centre, read_wishes(centre)[0])
+    (run / "rounds" / "0001").mkdir(parents=True)
+    with pytest.raises(RefusedError, match="RUN-EXISTS"):
+        train_study(centre, corrected)
+
+
+def test_a_package_to_start_from_is_looked_at_before_anything_is_made(centre: Centre, daemon: None) -> None:
+    path = study(centre, "north")
+    path.write_text(path.read_text() + '[start]\nmodel = "packages/first"\n')
+    with pytest.raises(RefusedError, match=f"START-MODEL.*{centre.folder}/packages/first"):
+        train_study(centre, path)
+    assert not centre.run("mine").exists()
+
+
+def test_a_package_beside_the_study_is_found_from_the_run(centre: Centre, daemon: None) -> None:
+    first = preset_study("tiny", "mine", 0).model_copy(update={"sites": SitesTable(training=("north",))})
+    description = {
+        "study": {"name": "first"},
+        "network": first.network.model_dump(mode="json"),
+        "input": first.input.model_dump(mode="json"),
+        "recipe_digest": first.recipe.digest,
+        "ensemble": {"band": list(BAND), "w_inside": 0.9, "w_outside": 0.4},
+    }
+    folder = centre.folder / "first"
+    folder.mkdir()
+    with new_package(folder, description, "") as package:
+        for branch in first.branches:
+            save_weights(package / f"{branch}.safetensors", flatten(initial_state(first.network_config, 0)))
+    path = centre.folder / "mine.toml"
+    start = StartTable(model="first/model")
+    path.write_text(study_toml(first.model_copy(update={"start": start})))
+    train_study(centre, path)
+    assert Path(read_study(centre.run("mine") / "study.toml").start.model) == folder / "model"
 
 
 def test_a_study_that_is_wrong_exits_78_and_names_the_key(centre: Centre, daemon: None) -> None:
