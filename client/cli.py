@@ -139,7 +139,7 @@ def start(
     """The daemon: takes part in studies until SIGTERM; one for each site's folder.
 
     It connects for ever, whatever happens to the centre or to its own processes; `dsan-client status` says
-    how it fares. Exit code: 0 when it was told to leave, 70 another daemon runs, 78 settings, not joined.
+    how it fares. Exit code: 0 when it was told to leave, 77 another daemon runs, 78 settings, not joined.
 
     Example: dsan-client start --config hospital/site.toml
     """

@@ -33,6 +33,7 @@ _EXIT_OF = {  # by a code, or the first part of one; every other error is about 
     "CONNECT": EXIT_UNREACHABLE,
     "ADMIT": EXIT_REFUSED,
     "DAEMON": EXIT_FAILED,
+    "DAEMON-RUNNING": EXIT_REFUSED,
 }
 _BY_RANK = (*(EXIT_OK, EXIT_BAD_DATA, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_FAILED, EXIT_BAD_CONFIGURATION),)
 

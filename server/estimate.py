@@ -10,6 +10,7 @@ from dsan_model.protocol import SiteDescription
 from dsan_model.traffic import Precision, packed_layout_bytes
 from dsan_model.vbnet import VBNet
 from dsan_model.weights import Layout
+from server.status import duration
 from server.study import StudyConfig
 
 VALIDATION_SHARE = 1 / 3  # of a training step: the forward pass alone
@@ -75,8 +76,8 @@ def estimate_text(found: Estimate) -> str:
     lines = [
         f"{found.parts} part(s) of {found.rounds} rounds; {found.training_sites} training and "
         f"{found.held_out_sites} held-out site(s) in each",
-        f"traffic: {found.bytes_a_round / 1e6:.1f} MB each way for a site in a round; in all "
-        f"{found.bytes_to_sites / 1e9:.2f} GB to the sites, {found.bytes_from_sites / 1e9:.2f} GB from them",
+        f"traffic: {_size(found.bytes_a_round)} each way for a site in a round; in all "
+        f"{_size(found.bytes_to_sites)} to the sites, {_size(found.bytes_from_sites)} from them",
     ]
     if found.seconds is None or found.seconds_a_round is None:
         lines.append(
@@ -85,9 +86,13 @@ def estimate_text(found: Estimate) -> str:
     else:
         lines.append(
             f"time: {found.seconds_a_round:.1f} s a round at the slowest site, "
-            f"{found.seconds / 3600:.2f} h in all, beside the way of the bytes"
+            f"{duration(found.seconds)} in all, beside the way of the bytes"
         )
     return "\n".join(lines)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def network_layout(study: StudyConfig) -> Layout:

@@ -18,7 +18,7 @@ _SETTINGS = """\
 # Settings of this centre. Docs: docs/reference/configuration.md
 
 # The name or address by which the hospitals reach the centre. It stands in the server's certificate:
-# with another one, make another folder with `dsan-server init`.
+# after a change, `dsan-server renew`; each site changes [server] address of its site.toml.
 host = "{host}"
 
 listen = "0.0.0.0"   # address on which the proxy listens
@@ -68,6 +68,19 @@ batch_size = 20
 local_epochs = 1
 attention_weight = 0.5  # lambda of Eq. 4
 flips = false
+
+[aggregation]
+proximal_mu = 0.0     # FedProx; 0: federated averaging
+server_momentum = 0.0 # FedAvgM
+
+[traffic]
+precision = "float16" # in which weights travel, what is lost kept for the next round; or "float32"
+
+[plan]
+kind = "single"       # or "k-fold", "leave-one-site-out"; "evaluate" tests [start] model without training
+
+[start]
+model = ""            # a model package to start from, relative to this file; "": untrained networks
 
 [participation]
 deadline_h = 12.0     # hours that a round waits for a site

@@ -360,7 +360,7 @@ def _require_quorum(
 
 
 def _tell(state: RunState, study: StudyConfig) -> None:
-    """One line on how the round went and what is to come; the score is that of the weights that went in."""
+    """One line on how the round went and what is to come; the score is of the weights before it."""
     measure = "Dice" if study.task == "segmentation" else "AUC"
     parts = []
     for branch in state.weights:
@@ -369,7 +369,7 @@ def _tell(state: RunState, study: StudyConfig) -> None:
         loss = sum(t.classification_loss * t.cases for t in training) / cases
         found = validation_score(state, state.round - 1, branch)
         score = "n/a" if found is None else f"{found:.3f}"
-        parts.append(f"{branch}: loss {loss:.3f}, validation {measure} {score}")
+        parts.append(f"{branch}: loss {loss:.3f}, validation {measure} before it {score}")
     last = state.history[-1]
     head = f"round {state.round}/{study.rounds}: {len(last.training)} sites, {last.seconds:.1f} s"
     to_go_s = (study.rounds - state.round) * statistics.median(record.seconds for record in state.history)

@@ -55,7 +55,7 @@ class StudyKeeper:
         end = study_end(self._centre, wish)
         if end is not None:
             if not is_run_in_work(self._centre.run(wish.run)):
-                log.info("study %s has ended: %s", wish.run, end)
+                log.info("study %s has ended: %s", wish.run, end, extra={"study": wish.run})
                 end_wish(self._centre, wish)
         elif attempt.run_id is None:
             if time.time() >= attempt.next_try:
@@ -72,7 +72,7 @@ class StudyKeeper:
         except OSError:
             self._superlink.stop_run(run_id)
             raise
-        log.info("study %s is submitted as run %d", wish.run, run_id)
+        log.info("study %s is submitted as run %d", wish.run, run_id, extra={"study": wish.run})
 
     def _failure(self, wish: Wish, run_id: int) -> str | None:
         """Why a run is over though its study is not; None if it is pending or at work."""
@@ -129,7 +129,7 @@ class StudyKeeper:
             self._forget(attempt.run_id)
         append_event(self._centre.run(wish.run), "stopped", "by the operator")
         end_wish(self._centre, wish)
-        log.info("study %s is stopped", wish.run)
+        log.info("study %s is stopped", wish.run, extra={"study": wish.run})
 
     def _forget(self, run_id: int) -> None:
         self._began.discard(run_id)

@@ -56,5 +56,5 @@ def test_the_time_is_that_of_the_slowest_site_and_not_known_before_all_have_meas
     found = estimate(study(), measured)
     assert found.seconds_a_round == pytest.approx((cases + validated / 3) * 2.0 * 2)
     assert found.seconds == pytest.approx(4 * found.seconds_a_round)
-    assert " h in all" in estimate_text(found)
+    assert " in all, beside the way of the bytes" in estimate_text(found)
     assert "time: not known" in estimate_text(estimate(study(), SITES))
