@@ -1,6 +1,6 @@
 """Every process of a deployment is killed in every phase of a study, and the matrix of it is printed.
 
-    python benchmarks/kill_matrix.py            all of it, about 35 minutes on two cores
+    python benchmarks/kill_matrix.py            all of it, about 46 minutes on two cores
     python benchmarks/kill_matrix.py --targets centre-serverapp --phases training writing
     python benchmarks/kill_matrix.py --table    print what was measured so far
 
