@@ -42,14 +42,14 @@ def append_event(run_folder: Path, event: str, message: str) -> None:
 
 
 def read_ledger(run_folder: Path) -> Iterator[dict[str, object]]:
-    """Every line, oldest first; a line that a power cut tore is left out."""
+    """Every line, oldest first; one that a power cut tore, or that is none of a ledger, is left out."""
     yield from _parsed(_lines(run_folder))
 
 
 def read_events(run_folder: Path) -> Iterator[dict[str, object]]:
     """What happened to the run as a whole, oldest first: quickly, however many rounds there are."""
     lines = (line for line in _lines(run_folder) if b'"event": "round"' not in line)
-    yield from (line for line in _parsed(lines) if "event" in line and "time" in line)
+    yield from _parsed(lines)
 
 
 def last_statuses(run_folder: Path) -> dict[tuple[int, str], Status]:
@@ -69,9 +69,23 @@ def _lines(run_folder: Path) -> list[bytes]:
 def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, object]]:
     for line in lines:  # bytes: a tear may go through a character
         try:
-            yield json.loads(line)
+            found = json.loads(line)
+            if _is_ledger_line(found):
+                yield found
         except ValueError:
             continue
+
+
+def _is_ledger_line(found: object) -> bool:
+    """Whether it says what happened and when, and of a round which, who and how. ValueError: a bad time."""
+    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+        return False
+    datetime.fromisoformat(str(found.get("time")))
+    if found["event"] != "round":
+        return True
+    return isinstance(found.get("round"), int) and all(
+        isinstance(found.get(key), str) for key in ("site", "branch", "status")
+    )
 
 
 def _append(run_folder: Path, lines: list[dict[str, object]]) -> None:

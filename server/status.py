@@ -139,7 +139,15 @@ def disk_trouble(folder: Path) -> str:
 
 def run_states(runs: Path) -> dict[str, str]:
     """Every run of a centre by name, in the order of names, and how it stands (one of RUN_STATES)."""
-    return {folder.name: _state(folder, read_events(folder)) for folder in _runs(runs)}
+    return {folder.name: _state_of(folder) for folder in _runs(runs)}
+
+
+def _state_of(run_folder: Path) -> str:
+    """One run that cannot be read leaves the others to be seen."""
+    try:
+        return _state(run_folder, read_events(run_folder))
+    except OSError:
+        return "unreadable"
 
 
 def shown_run(runs: Path) -> Path | None:
@@ -150,7 +158,7 @@ def shown_run(runs: Path) -> Path | None:
 
     def importance(run: Path) -> tuple[bool, bool, float]:
         in_work = is_run_in_work(run)
-        return in_work, in_work or _state(run, read_events(run)) != "estimated", _changed(run)
+        return in_work, in_work or _state_of(run) != "estimated", _changed(run)
 
     return max(_runs(runs), key=importance, default=None)
 
@@ -176,12 +184,12 @@ def _with_run(folder: Path, run_folder: Path, watched: Watched, now: float) -> C
     shown = part or run_folder
     try:
         name, study = read_outline(run_folder).name, read_outline(shown)
-    except ValueError as error:
+        lines = list(read_ledger(shown))
+        events = _events(lines)
+        of_whole = events if part is None else list(read_events(run_folder))
+    except (OSError, ValueError) as error:
         run = RunStatus(run_folder.name, run_folder.name, "unreadable", 0, 0, message=str(error))
         return CentreStatus(now, is_watching(folder / "state"), run, ())
-    lines = [line for line in read_ledger(shown) if "time" in line]
-    events = _events(lines)
-    of_whole = events if part is None else list(read_events(run_folder))
     run = _run_status(shown, study, lines, _state(run_folder, of_whole), now)
     run = replace(run, name=run_folder.name, study=name, part=part.name if part else "")
     names = _roles(shown, study, _members(folder, watched), lines)
@@ -198,7 +206,7 @@ def shown_folder(folder: Path, run: RunStatus) -> Path:
 
 
 def _events(lines: Iterable[LedgerLine]) -> list[LedgerLine]:
-    return [line for line in lines if line.get("event") != "round" and "time" in line]
+    return [line for line in lines if line.get("event") != "round"]
 
 
 def _run_status(

@@ -381,3 +381,35 @@ def read_until(terminal: int, words: str) -> None:
         assert time.monotonic() < deadline, said
         if select.select([terminal], [], [], 0.2)[0]:
             said += os.read(terminal, 65536).decode(errors="replace")
+
+
+def test_a_ledger_that_cannot_be_read_leaves_the_other_studies_to_be_seen(running: Path) -> None:
+    (begin(running, "nine") / "ledger.jsonl").mkdir()
+    assert "eight: running" in status_text(running)
+    assert "nine (unreadable)" in status_text(running)
+    assert "nine: unreadable" in status_text(running, "nine")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "5",
+        "[]",
+        "{}",
+        '{"event": "started"}',
+        '{"time": "then", "event": "paused"}',
+        '{"time": "2026-01-01T00:00:00+00:00"}',
+        '{"time": "2026-01-01T00:00:00+00:00", "event": "round"}',
+    ],
+)
+def test_a_line_that_is_none_of_a_ledger_is_left_out(tmp_path: Path, line: str) -> None:
+    write_centre(tmp_path)
+    run = begin(tmp_path, "nine", "started")
+    with (run / "ledger.jsonl").open("a") as ledger:
+        ledger.write(line + "\n")
+    append_event(run, "paused", "a site is missing")
+    status = centre_status(tmp_path, "nine")
+    assert status.run is not None
+    assert (status.run.state, status.run.message) == ("paused", "a site is missing")
+    assert [event for _, event, _ in status.events] == ["started", "paused"]
