@@ -52,7 +52,11 @@ def export_package(run_folder: Path, out: Path, *, has_onnx: bool = False) -> Pa
 
 def check_package(package: Path, study: StudyConfig) -> None:
     """Every digest, the recipe, the architecture, and that weights are finite. RefusedError EXPORT-..."""
-    sealed = {line.split("  ", 1)[1] for line in (package / SUMS).read_text(encoding="utf-8").splitlines()}
+    try:
+        sums = (package / SUMS).read_text(encoding="utf-8").splitlines()
+        sealed = {line.split("  ", 1)[1] for line in sums}
+    except (UnicodeDecodeError, IndexError):
+        raise _damaged(package, f"{SUMS} cannot be read") from None
     there = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()} - {SUMS}
     if there != sealed or not is_sealed(package):
         odd = ", ".join(sorted(there ^ sealed)) or "a file"

@@ -33,7 +33,9 @@ def _is_whole(run_folder: Path) -> bool:
         if (package / SUMS).exists():
             check_package(package, read_study(run_folder / "study.toml"))
             return True
-    except (RefusedError, OSError, ValueError, KeyError):
+    except RefusedError as error:
+        return error.code == "EXPORT-MISFIT"  # undamaged, of other settings: `export` refuses it, and says so
+    except (OSError, ValueError, KeyError):
         pass
     return False
 

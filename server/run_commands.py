@@ -50,6 +50,7 @@ def train_study(centre: Centre, study_file: Path, is_dry_run: bool = False) -> W
     if run_folder.exists():
         _put_aside(centre, run_folder)
     write_study(run_folder, study)
+    withdraw_orders(centre.state, study.name)  # of an attempt that was stopped
     return make_wish(centre, study.name, "running", is_dry_run)
 
 

@@ -149,6 +149,14 @@ def add_a_file(package: Path) -> None:
     (package / "more.safetensors").write_bytes(b"x")
 
 
+def tear_the_sums(package: Path) -> None:
+    (package / "SHA256SUMS").write_bytes(b"abc123")
+
+
+def blank_the_sums(package: Path) -> None:
+    (package / "SHA256SUMS").write_bytes(b"\xff\xfe")
+
+
 def drop_the_card(package: Path) -> None:
     (package / "MODEL_CARD.md").unlink()
 
@@ -190,6 +198,8 @@ def other_study(package: Path) -> None:
         (flip_a_bit_and_seal, "EXPORT-DAMAGED"),
         (add_a_file, "EXPORT-DAMAGED"),
         (drop_the_card, "EXPORT-DAMAGED"),
+        (tear_the_sums, "EXPORT-DAMAGED"),
+        (blank_the_sums, "EXPORT-DAMAGED"),
         (other_network, "EXPORT-MISFIT"),
         (not_finite, "EXPORT-MISFIT"),
         (other_recipe, "EXPORT-MISFIT"),
@@ -249,3 +259,12 @@ def test_a_package_whose_round_is_damaged_too_is_not_made_up(run_folder: Path) -
     (run_folder / "rounds" / "0002" / "us.safetensors").write_bytes(b"torn")
     with pytest.raises(RefusedError, match=r"EXPORT-ROUNDS.*round 2 of Attention RN34"):
         repair_packages(run_folder)
+
+
+def test_a_whole_package_beside_another_study_is_left_as_it_is(run_folder: Path) -> None:
+    of_rounds(run_folder, read_study(run_folder / "study.toml"))
+    study_file, described = run_folder / "study.toml", (run_folder / "model" / "model.json").read_bytes()
+    study_file.write_text(study_file.read_text().replace("seed = 0", "seed = 9"))
+    assert read_study(study_file).seed == 9
+    assert repair_packages(run_folder) == []
+    assert (run_folder / "model" / "model.json").read_bytes() == described

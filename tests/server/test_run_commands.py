@@ -19,7 +19,7 @@ from server.daemon_lock import alone, is_daemon_running
 from server.founding import found_centre
 from server.ledger import append_event
 from server.model_package import new_package
-from server.orders import mark_taken, waiting_orders
+from server.orders import EVERY_SITE, give_order, mark_taken, waiting_orders
 from server.refusals import ExitCode, RefusedError
 from server.run_commands import (
     follow_study,
@@ -113,7 +113,9 @@ def test_a_study_may_follow_its_estimate(centre: Centre, daemon: None) -> None:
 def test_a_study_that_paused_before_its_first_round_can_be_corrected(centre: Centre, daemon: None) -> None:
     run = make_run(centre, "north", "south")
     corrected = study(centre, "north")
+    give_order(centre.state, EVERY_SITE, "stop", "mine")
     train_study(centre, corrected)
+    assert waiting_orders(centre.state) == {}
     assert read_study(run / "study.toml").sites.training == ("north",)
     assert not (run / "ledger.jsonl").exists()
     (aside,) = (centre.state / "replaced").iterdir()
